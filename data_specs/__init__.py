@@ -1,0 +1,1 @@
+"""The contract between shard writers (`tasks`) and shard readers (`training`)."""

@@ -1,0 +1,1 @@
+"""Environment settings, the command line entry and deployment files."""

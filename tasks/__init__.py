@@ -1,0 +1,1 @@
+"""Steps that flows are made of: Prefect wrappers around the plain functions of `tasks.ops`."""

@@ -1,0 +1,1 @@
+"""Backbones shared by families, with weight import by path."""

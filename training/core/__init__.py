@@ -1,0 +1,1 @@
+"""What all families share: configuration, the train loop, data, evaluation, tracking, serving."""

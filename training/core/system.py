@@ -1,0 +1,211 @@
+"""System: what a batch means. The loop decides when, `ray_runner` where.
+
+Shape suffixes used in this package: B batch, T frames, C channels, H height, W width, K classes,
+P patch side, G parameter group. `video_BCTHW` is float and normalised, `frames_BTHWC` is uint8.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from training.core.config import OptimConfig
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """A batch as the loader hands it over: uint8 frames on the host.
+
+    Frames of different sizes lie in the top left corner of a common canvas, zero elsewhere.
+    """
+
+    frames_BTHWC: Tensor
+    """uint8."""
+    size_B2: Tensor
+    """int64, height and width of each clip inside the canvas, pixels."""
+    label_B: Tensor
+    """int64 (B,), or float multi-hot (B,K) for multi-label data sets."""
+    key: tuple[str, ...]
+    seed_B: Tensor
+    """int64; seeds of the per-clip draws, a function of (seed, epoch, sample), so augmentation does
+    not depend on rank, worker count or thread order."""
+    valid_B: Tensor
+    """bool; False marks padding of the last evaluation batch, never counted."""
+
+    def to(self, device: torch.device) -> "RawBatch":
+        """Move tensors; pinned host memory is copied asynchronously."""
+        return replace(self, **_moved(self, device))
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """A batch as the networks see it."""
+
+    video_BCTHW: Tensor
+    label_B: Tensor
+    key: tuple[str, ...]
+    seed_B: Tensor
+    valid_B: Tensor
+    box_B4: Tensor
+    """float, crop that was resized to the input: y0, x0, height, width in stored pixels."""
+    flip_B: Tensor
+    """bool, whether the clip was mirrored after the crop."""
+
+
+def _moved(batch: Any, device: torch.device) -> dict[str, Tensor]:
+    return {
+        f.name: getattr(batch, f.name).to(device, non_blocking=True)
+        for f in fields(batch)
+        if isinstance(getattr(batch, f.name), Tensor)
+    }
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Result of a training forward."""
+
+    loss: Tensor
+    """Scalar, fp32."""
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    """Detached scalars on the device; the loop reads them only when it logs."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Result of an inference forward, one row per clip."""
+
+    scores_BK: Tensor
+    """Probabilities of the main model."""
+    arms: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scores (B,K) of paired comparison models (other policies, other nets), by name."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further per-clip facts (patch origins, chosen modalities, exits), first axis B."""
+
+
+class UpdateContext(Protocol):
+    """What the loop lends to `System.update`."""
+
+    system: nn.Module
+    """The system as wrapped for data parallelism: call this one for losses that need gradients."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Precision of this run."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Scale for accumulation and run backward."""
+        ...
+
+    def step(self, name: str = "main") -> dict[str, Tensor]:
+        """Clip, step and zero one optimizer; returns logs (gradient norm)."""
+        ...
+
+
+class System(nn.Module):
+    """Model, loss, metrics and cost of one stage.
+
+    The whole System is what data parallelism wraps; frozen parts have `requires_grad_(False)`.
+    Parameters with gradients must all take part in `forward`.
+    """
+
+    classes: tuple[str, ...]
+    """Class names in index order."""
+
+    def prepare(self, raw: RawBatch, *, train: bool) -> ClipBatch:
+        """Turn uint8 frames on the device into the network input."""
+        raise NotImplementedError
+
+    def forward(self, batch: ClipBatch) -> StepOutput:
+        """Return the training loss of a batch."""
+        raise NotImplementedError
+
+    def update(self, batch: ClipBatch, ctx: UpdateContext) -> dict[str, Tensor]:
+        """One optimisation on a (micro-)batch; default: forward, backward. The loop steps after it.
+
+        Overridden only where a batch needs several steps; such a system sets `owns_step = True`
+        and calls `ctx.step` itself.
+        """
+        with ctx.autocast():
+            output: StepOutput = ctx.system(batch)
+        ctx.backward(output.loss)
+        return {"loss": output.loss.detach(), **output.logs}
+
+    owns_step: bool = False
+
+    def predict(self, batch: ClipBatch) -> Prediction:
+        """Return scores in eval mode; each row depends on its own clip only."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by group name; the names are the keys of `OptimConfig.lr`."""
+        return {"main": [p for p in self.parameters() if p.requires_grad]}
+
+    def optimizers(self, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers by name; one called `main` unless a system alternates."""
+        from training.core.optim import build_optimizer
+
+        return {"main": build_optimizer(self.parameter_groups(), config)}
+
+    def cost(self) -> dict[str, "CostRow"]:
+        """Cost per video of the main model (key `main`) and of each arm, from the built network."""
+        raise NotImplementedError
+
+    def export_state(self) -> dict[str, Tensor]:
+        """Tensors that the saved model consists of."""
+        return self.state_dict()
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """Cost of one model; GFLOP = 2 × GMAC (D13)."""
+
+    model: str
+    params: int
+    gmac: float
+    input: str
+    per: str
+    """view, video, frame or segment."""
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Optional measured figures, e.g. latency_ms_p50."""
+
+    @property
+    def gflop(self) -> float:
+        """Giga floating-point operations."""
+        return 2 * self.gmac
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as `fovea cost --json` prints it."""
+        return {
+            "model": self.model,
+            "params": self.params,
+            "gmac": self.gmac,
+            "gflop": self.gflop,
+            "input": self.input,
+            "per": self.per,
+        }
+
+
+class Loader(Protocol):
+    """Batches of one rank, with a state that survives a kill and a change of rank count."""
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        """Yield batches; endless in training, each sample exactly once in evaluation."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able position after the last batch that was yielded and *used* (not merely prefetched)."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a position; refuses a state of other data, seed or decoder."""
+        ...
+
+    def close(self) -> None:
+        """Release threads and file handles."""
+        ...
+
+
+Logger = Callable[[int, dict[str, float]], None]
