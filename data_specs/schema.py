@@ -16,7 +16,7 @@ import hashlib
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -217,6 +217,28 @@ def digest(value: BaseModel | dict[str, object] | list[object] | str) -> str:
     """Return the sha256 (hex) of a model's normalised JSON, independent of key order."""
     data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class ListedVideo(NamedTuple):
+    """One row of `data/manifests/<dataset>.csv`: a source video (or span of one) that should become a sample.
+
+    A tuple, not a model: a listing may have 650,000 rows and planning must stay under 1 GiB.
+    """
+
+    part: str
+    key: str
+    path: str
+    """Relative to the part's root, or a URL."""
+    label: str
+    """Class name; several joined by `|` for multi-label sets; empty when unknown."""
+    split: str
+    group: str
+    start_s: float | None
+    end_s: float | None
+    size: int | None
+    """Bytes; None when the source does not have the file."""
+    checksum: str
+    """sha256 of local files, etag of remote ones; empty when missing."""
 
 
 # --- samples and shards -----------------------------------------------------------------------
