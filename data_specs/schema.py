@@ -49,6 +49,8 @@ class RejectReason(StrEnum):
     NOT_A_VIDEO = "not_a_video"
     """No container that the probe can open."""
     NO_VIDEO_STREAM = "no_video_stream"
+    NO_AUDIO = "no_audio"
+    """The data set requires sound (`audio_required`) and the video has none."""
     CORRUPT = "corrupt"
     """Opens, but packets or frames cannot be decoded."""
     TRUNCATED = "truncated"
@@ -96,7 +98,10 @@ class FolderSource(Strict):
 
 
 class CsvSource(Strict):
-    """A csv or tsv with one row per sample. Column names are those of the file."""
+    """A csv or tsv with one row per sample. Column names are those of the file.
+
+    A file without header is read by numbers as names (`path: "0"`). `path` may be a template (`"{id}.webm"`).
+    """
 
     kind: Literal["csv"] = "csv"
     root: str

@@ -34,6 +34,15 @@ class Settings(BaseSettings):
     """A running cluster; None starts a local one."""
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     s3_endpoint_url: str | None = Field(default=None, validation_alias="AWS_ENDPOINT_URL")
+    train_workers: int = Field(default=1, ge=0)
+    """Ray Train workers per fit; 0 trains inside the calling process, without Ray."""
+    train_cpus_per_worker: int = Field(default=2, ge=1)
+    train_gpu: bool | None = None
+    """One GPU per worker; None: if this machine has one."""
+    train_max_failures: int = 3
+    """How often a fit is restarted from its last checkpoint after a worker or node died."""
+    device: str | None = None
+    """Device of in-process work (`cpu`, `cuda`); None chooses."""
     progress: bool = True
     """Draw progress bars (to stderr)."""
 

@@ -41,6 +41,8 @@ class Stage:
     """Stages whose model this one reads: a stage name, with `-<item>` for one item of a matrix."""
     matrix: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Field of the config → values; an instance per combination."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """Field of the config → section of the params file that several stages share (architecture, data)."""
     metric: str = "val/top1"
     """Primary metric, one of the keys of metrics.json."""
     mode: Literal["max", "min"] = "max"
@@ -149,3 +151,5 @@ class StageInputs:
     classes: tuple[str, ...]
     upstream: Mapping[str, Path]
     """Empty when a saved model is loaded: its weights then come from its own files."""
+    initialise: bool = False
+    """Whether to read initial weights from paths in the config; False when saved weights follow."""

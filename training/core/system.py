@@ -139,6 +139,10 @@ class System(nn.Module):
         """Return scores in eval mode; each row depends on its own clip only."""
         raise NotImplementedError
 
+    def predict_all(self, batch: ClipBatch) -> Prediction:
+        """Return scores of the main model and of its paired comparison models; evaluation calls this."""
+        return self.predict(batch)
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by group name; the names are the keys of `OptimConfig.lr`."""
         return {"main": [p for p in self.parameters() if p.requires_grad]}

@@ -1,0 +1,374 @@
+"""`fovea data init`: from a folder or table of videos to a specification, a listing, a preview page and parameters.
+
+Nothing is overwritten unless that is asked for, and every guess is written down where it can be changed: as a
+comment in the specification.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from data_specs.load import parse_spec
+from data_specs.schema import NAME_PATTERN, ClipPolicy, DatasetSpec, ListedVideo
+from infra.settings import Settings
+from tasks.ops.init_guess import InitError, Layout, Options, Shown, guess_groups, guess_layout, raw_labels
+from tasks.ops.listing import Listing, build_listing, part_root, write_atomically
+from tasks.ops.survey import SizeEstimate, VideoFacts, estimate_sizes, local_rows, pick, survey
+
+_LABELS_INLINE = 20
+_PROBES = 200
+_SHORT_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `fovea data init` was asked for."""
+
+    target: Path
+    name: str | None
+    options: Options
+    val: float
+    test: float
+    seed: int
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What would be written."""
+
+    spec: DatasetSpec
+    spec_file: Path
+    spec_text: str
+    label_file: Path | None
+    label_text: str
+    reasons: tuple[str, ...]
+    listing: Listing
+    facts: tuple[VideoFacts, ...]
+    sizes: SizeEstimate | None
+
+
+def propose(request: Request, settings: Settings) -> Proposal:
+    """Look at the target and make a proposal; nothing is written but caches in `.work`.
+
+    Raises:
+        InitError: nothing can be guessed, or the name is taken or not valid.
+        ReaderError: the table or folder contradicts itself; names file and line.
+        FileExistsError: the files exist already and `force` was not given.
+    """
+    target = request.target if request.target.is_absolute() else Path.cwd() / request.target
+    name = request.name or _guess_name(target, request.options)
+    if not re.match(NAME_PATTERN, name):
+        raise InitError(f"name {name!r} must be lower-case letters, digits and _, starting with a letter; give --name")
+    folder = settings.root / "data_specs"
+    spec_file, label_file = folder / "datasets" / f"{name}.yaml", folder / "labels" / f"{name}.txt"
+    if not request.force:
+        for path in (spec_file, label_file):
+            if path.exists():
+                raise FileExistsError(f"{path} exists; give another --name, or --force to replace it")
+    shown = Shown(settings.root)
+    layout = guess_layout(target, request.options, shown)
+    labels = raw_labels(layout, settings.root, target)
+    reasons = [f"layout: {layout.source.kind}; {reason}" for reason in layout.reasons]
+    reasons += [
+        f"{path} is outside the project: others need it at the same place" for path in dict.fromkeys(shown.outside)
+    ]
+
+    draft = _assemble(name, layout, labels, request, "source", None)
+    rule = "source"
+    if layout.split == "policy" and not getattr(layout.source, "group", None):
+        rows = _list(draft, settings).rows
+        rule, told = guess_groups([row.path for row in rows], [row.label for row in rows])
+        reasons += [f"groups: {reason}" for reason in told]
+        draft = _assemble(name, layout, labels, request, rule, None)
+    listing = _list(draft, settings)
+    roots = {part.name: part_root(part, settings) for part in draft.parts}
+    here = local_rows(listing.rows, roots)
+    facts = survey(name, pick(here, _PROBES), roots, settings)
+    clip, told = propose_clip(facts)
+    reasons += [f"clip: {reason}" for reason in told]
+    sizes = estimate_sizes(here, roots, clip, settings)
+    text = spec_text(name, layout, labels, request, rule, clip, len(listing.rows), reasons, sizes)
+    inline = len(labels) <= _LABELS_INLINE
+    label_text = "\n".join(labels) + "\n"
+    spec = parse_spec(_with_inline_labels(text, labels), spec_file)
+    return Proposal(
+        spec,
+        spec_file,
+        text,
+        None if inline else label_file,
+        "" if inline else label_text,
+        tuple(reasons),
+        listing,
+        tuple(facts),
+        sizes,
+    )
+
+
+def _guess_name(target: Path, options: Options) -> str:
+    """Return a name from the value of --where, else from the folder or table."""
+    base = next(iter(options.where.values()), "") or target.resolve().name.split(".")[0]
+    name = re.sub(r"[^a-z0-9]+", "_", base.lower()).strip("_")
+    return name if re.match(NAME_PATTERN, name) else f"set_{name}".rstrip("_")
+
+
+def _assemble(
+    name: str, layout: Layout, labels: Sequence[str], request: Request, rule: str, clip: ClipPolicy | None
+) -> DatasetSpec:
+    """Return the specification as an object, for listing."""
+    policy = clip or ClipPolicy(representation="mp4", short_side=_SHORT_SIDE, fps=None, audio="drop")
+    return DatasetSpec.model_validate(
+        {
+            "name": name,
+            "version": "1",
+            "licence": "unknown",
+            "labels": tuple(labels),
+            "parts": [{"name": "main", "source": layout.source.model_dump(), "split": _split(layout, request, rule)}],
+            "clip": policy.model_dump(),
+            "shards": {"samples_per_shard": 64, "seed": request.seed},
+            "max_reject_share": 0.05,
+        }
+    )
+
+
+def _split(layout: Layout, request: Request, rule: str) -> str | dict[str, object]:
+    """Return the split of the only part."""
+    if layout.split == "official":
+        return "official"
+    if request.val < 0 or request.test < 0 or request.val + request.test >= 1:
+        raise InitError(f"--val {request.val:g} and --test {request.test:g} leave nothing for training")
+    train = round(1 - request.val - request.test, 6)
+    return {"train": train, "val": request.val, "test": request.test, "seed": request.seed, "group": rule}
+
+
+def _list(spec: DatasetSpec, settings: Settings) -> Listing:
+    """List the videos of a draft."""
+    return build_listing(spec, settings)
+
+
+def propose_clip(facts: Sequence[VideoFacts]) -> tuple[ClipPolicy, list[str]]:
+    """Propose how clips are stored, from probes of a sample. Returns (policy, reasons)."""
+    good = [f for f in facts if not f.reason]
+    bad = Counter(f.reason for f in facts if f.reason)
+    told = []
+    if bad:
+        listed = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
+        told.append(f"{sum(bad.values())} of {len(facts)} probed videos will be rejected ({listed})")
+    if not good:
+        told.append("no video could be looked at here; the policy is a guess")
+        return ClipPolicy(representation="mp4", short_side=_SHORT_SIDE, fps=None, audio="keep"), told
+    sides = sorted(min(f.width, f.height) for f in good)
+    median = sides[len(sides) // 2]
+    side = max(16, min(_SHORT_SIDE, median // 2 * 2))
+    told.append(f"short side {side}: the sources have {sides[0]} to {sides[-1]} px (median {median})")
+    if side > 160:
+        told[-1] += "; store no more than training needs, a 112 px crop reads a 128 px set 2.5 times as fast as this"
+    rates = Counter(round(f.fps) for f in good)
+    fps: float | None = None
+    if len(rates) == 1:
+        told.append(f"fps as in the source: all have {next(iter(rates))}")
+    else:
+        common = [rate for rate, _ in rates.most_common() if rate <= 31]
+        fps = float(common[0]) if common else 30.0
+        shown = ", ".join(f"{count} × {rate}" for rate, count in rates.most_common(4))
+        told.append(f"fps {fps:g}: the rates differ ({shown}), and a frame should mean the same time everywhere")
+    sounding = sum(bool(f.audio) for f in good)
+    told.append(
+        f"audio {'kept' if sounding else 'dropped'}: {sounding} of {len(good)} probed videos have sound"
+        + ("; `drop` if no model listens" if sounding else "")
+    )
+    audio = "keep" if sounding else "drop"
+    return ClipPolicy(representation="mp4", short_side=side, fps=fps, audio=audio), told  # type: ignore[arg-type]
+
+
+def samples_per_shard(total: int) -> int:
+    """Return a shard size: enough shards to share out among workers, none of them tiny or huge."""
+    return max(16, min(1000, 1 << max(4, (total // 24).bit_length() - 1)))
+
+
+def _scalar(value: object) -> str:
+    """Return a value as one line of YAML."""
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+    )
+
+
+def spec_text(
+    name: str,
+    layout: Layout,
+    labels: Sequence[str],
+    request: Request,
+    rule: str,
+    clip: ClipPolicy,
+    total: int,
+    reasons: Sequence[str],
+    sizes: SizeEstimate | None,
+) -> str:
+    """Return the specification as commented YAML."""
+    lines = [f"# Data set {name}, proposed by `fovea data init`. What was seen:"]
+    lines += [f"#   {line}" for reason in reasons for line in _wrapped(reason)]
+    lines += [
+        f"name: {name}",
+        'version: "1"  # raise it when you change what the data set means',
+        'description: ""',
+        "licence: unknown  # say under which terms the videos may be used",
+    ]
+    if len(labels) <= _LABELS_INLINE:
+        lines += ["labels:  # in index order; append only", *(f"  - {_scalar(label)}" for label in labels)]
+    else:
+        lines.append(f"labels: {name}.txt  # data_specs/labels/{name}.txt, one per line, in index order; append only")
+    lines += [
+        "parts:  # append only: a new part makes new shards and leaves the old ones",
+        "  - name: main",
+        "    source:",
+    ]
+    source = {"kind": layout.source.kind, **layout.source.model_dump(mode="json", exclude_defaults=True)}
+    lines += [f"      {key}: {_scalar(value)}" for key, value in source.items()]
+    split = _split(layout, request, rule)
+    if isinstance(split, str):
+        lines.append(f"    split: {split}  # as the source itself says")
+    else:
+        lines.append("    split:  # whole groups, stratified by class, decided by the seed")
+        lines += [f"      {key}: {_scalar(value)}" for key, value in split.items()]
+    mp4, jpgs = ("", "")
+    if sizes is not None:
+        mp4 = f"about {human_bytes(sizes.mp4)} in all"
+        jpgs = f"jpgs with {sizes.jpgs_frames} frames: about {human_bytes(sizes.jpgs)}"
+    lines += [
+        "clip:",
+        f"  representation: mp4  # {mp4}; {jpgs}, faster to read".replace("# ; , ", "# or jpgs: "),
+        f"  short_side: {clip.short_side}  # px; smaller sources are not enlarged",
+        f"  fps: {_scalar(clip.fps)}" + ("  # as in the source" if clip.fps is None else ""),
+        f"  audio: {clip.audio}  # keep, drop, or separate (a wav member)",
+        "shards:",
+        f"  samples_per_shard: {samples_per_shard(total)}",
+        f"  seed: {request.seed}",
+        "max_reject_share: 0.05  # the ingest stops when more of the listed videos than this cannot be used",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, width: int = 108) -> list[str]:
+    """Break a comment into lines."""
+    import textwrap
+
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _with_inline_labels(text: str, labels: Sequence[str]) -> str:
+    """Return the specification with its class names inline: their file is not written yet when it is checked."""
+    if len(labels) <= _LABELS_INLINE:
+        return text
+    return re.sub(r"(?m)^labels: .*$", lambda _: f"labels: {_scalar(list(labels))}", text, count=1)
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes for reading."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def write_proposal(proposal: Proposal, settings: Settings, force: bool = False) -> list[Path]:
+    """Write specification, label file and parameters, and add the data set to params.yaml.
+
+    Returns:
+        The files written or changed.
+
+    Raises:
+        InitError: params.yaml cannot be extended safely.
+    """
+    written = []
+    if proposal.label_file is not None:
+        write_atomically(proposal.label_file, proposal.label_text.encode("utf-8"))
+        written.append(proposal.label_file)
+    write_atomically(proposal.spec_file, proposal.spec_text.encode("utf-8"))
+    written.append(proposal.spec_file)
+    template = settings.root / "params" / "tiny.yaml"
+    params = settings.root / "params" / f"{proposal.spec.name}.yaml"
+    if template.exists() and (force or not params.exists()):
+        write_atomically(params, template.read_bytes())
+        written.append(params)
+    matrix = settings.root / "params.yaml"
+    if matrix.exists():
+        before = matrix.read_text(encoding="utf-8")
+        after = add_dataset(before, proposal.spec.name, matrix)
+        if after != before:
+            write_atomically(matrix, after.encode("utf-8"))
+            written.append(matrix)
+    return written
+
+
+def add_dataset(text: str, name: str, path: Path) -> str:
+    """Return params.yaml with one more entry in `datasets:`; comments and order stay.
+
+    Raises:
+        InitError: there is no such list, or it is written in a way that cannot be extended line by line.
+    """
+    old = yaml.safe_load(text)
+    known = old.get("datasets") if isinstance(old, dict) else None
+    if not isinstance(known, list):
+        raise InitError(f"{path}: has no list `datasets`; add `datasets: [{name}]` by hand")
+    if name in known:
+        return text
+    flow = re.search(r"(?m)^datasets:[ \t]*\[([^\]]*)\]", text)
+    block = re.search(
+        r"(?m)^datasets:[^\n]*\n(?:[ \t]*(?:#[^\n]*)?\n)*(?:([ \t]*)-[ \t][^\n]*(?:\n|\Z)(?:[ \t]*#[^\n]*\n)*)+", text
+    )
+    if flow:
+        inside = flow[1].strip().rstrip(",")
+        new = text[: flow.start(1)] + (f"{inside}, {name}" if inside else name) + text[flow.end(1) :]
+    elif block:
+        head = text[: block.end()]
+        new = head + ("" if head.endswith("\n") else "\n") + f"{block[1]}- {name}\n" + text[block.end() :]
+    else:
+        new = text
+    try:
+        loaded = yaml.safe_load(new)
+    except yaml.YAMLError:
+        loaded = None
+    if loaded != {**old, "datasets": [*known, name]}:
+        raise InitError(f"{path}: add `- {name}` to `datasets` by hand; the list is written in an unusual way")
+    return new
+
+
+def table_of_splits(rows: Sequence[ListedVideo], limit: int = 25) -> list[tuple[str, int, int, int, int]]:
+    """Return (class, train, val, test, groups) for printing, and a line with the sums."""
+    counts: dict[str, Counter[str]] = {}
+    groups: dict[str, set[str]] = {}
+    for row in rows:
+        for label in row.label.split("|"):
+            counts.setdefault(label, Counter())[row.split] += 1
+            groups.setdefault(label, set()).add(row.group)
+    lines = [(name, c["train"], c["val"], c["test"], len(groups[name])) for name, c in sorted(counts.items())]
+    if len(lines) > limit:
+        more = lines[limit:]
+        lines = [
+            *lines[:limit],
+            (f"… {len(more)} more", sum(m[1] for m in more), sum(m[2] for m in more), sum(m[3] for m in more), 0),
+        ]
+    total = Counter(row.split for row in rows)
+    return [*lines, ("all", total["train"], total["val"], total["test"], len({row.group for row in rows}))]
+
+
+def next_commands(name: str) -> list[str]:
+    """Return what to do after init."""
+    return [
+        f"fovea data check {name}            # validate the listing and a sample of the videos",
+        f"dvc repro shards@{name}            # ingest: videos to shards",
+        f"fovea reproduce {name}             # ingest, all training stages, evaluation",
+        f"fovea data page {name}             # this page again, with the shards",
+    ]
+
+
+def relative(path: Path) -> str:
+    """Return a path for reading: relative to the current folder where it is below it."""
+    text = os.path.relpath(path)
+    return str(path) if text.startswith("..") else text

@@ -1,0 +1,160 @@
+"""Groups and rates name each other, the schedule reaches every group and resumes."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from training.core.config import ConfigError, OptimConfig
+from training.core.optim import build_optimizer, build_schedule, describe_groups
+
+
+def config(**changes):
+    values = {
+        "name": "sgd",
+        "lr": {"body": 0.1, "head": 1.0},
+        "weight_decay": 1e-4,
+        "schedule": "cosine",
+        "warmup_steps": 0,
+    }
+    return OptimConfig(**{**values, **changes})
+
+
+def two_groups():
+    torch.manual_seed(0)
+    body, head = nn.Linear(4, 3), nn.Linear(3, 2)
+    return {"body": list(body.parameters()), "head": list(head.parameters())}
+
+
+def run(optimizer, schedule, parameters, steps):
+    for step in range(steps):
+        for index, parameter in enumerate(parameters):
+            parameter.grad = torch.sin(parameter.detach() * (index + 1) + step)
+        optimizer.step()
+        schedule.step()
+
+
+def test_every_group_has_its_rate_and_is_described():
+    optimizer = build_optimizer(two_groups(), config())
+    assert [tuple(row) for row in describe_groups(optimizer)] == [("body", 0.1, 2, 15), ("head", 1.0, 2, 8)]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 1e-4]
+
+
+def test_group_without_rate_and_rate_without_group_are_named():
+    with pytest.raises(ConfigError, match="no learning rate for group 'head'"):
+        build_optimizer(two_groups(), config(lr={"body": 0.1}))
+    with pytest.raises(ConfigError, match="no such group: 'haed'"):
+        build_optimizer(two_groups(), config(lr={"body": 0.1, "head": 1, "haed": 1}))
+
+
+def test_empty_frozen_and_shared_parameters_are_refused():
+    groups = two_groups()
+    with pytest.raises(ValueError, match="'head' is empty"):
+        build_optimizer({**groups, "head": []}, config())
+    with pytest.raises(ValueError, match="two groups, 'body' and 'head'"):
+        build_optimizer({**groups, "head": groups["body"][:1]}, config())
+    groups["body"][0].requires_grad_(False)
+    with pytest.raises(ValueError, match="'body' holds a frozen"):
+        build_optimizer(groups, config())
+
+
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
+def test_senseless_rate(rate):
+    with pytest.raises(ConfigError, match=r"optim\.lr\.body"):
+        build_optimizer(two_groups(), config(lr={"body": rate, "head": 1.0}))
+
+
+def test_cosine_is_the_formula_for_every_group():
+    optimizer = build_optimizer(two_groups(), config())
+    schedule = build_schedule(optimizer, config(), 10)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for step in range(10):
+        expected = 0.5 * (1 + math.cos(math.pi * step / 10))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.1 * expected, 1.0 * expected])
+        run(optimizer, schedule, parameters, 1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0, 0]
+
+
+def test_warmup_rises_to_the_full_rate_then_decays():
+    optimizer = build_optimizer(two_groups(), config(warmup_steps=4))
+    schedule = build_schedule(optimizer, config(warmup_steps=4), 12)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[1]["lr"])
+        run(optimizer, schedule, [], 1)
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[8] == pytest.approx(0.5)
+
+
+def test_constant_stays():
+    optimizer = build_optimizer(two_groups(), config(schedule="constant"))
+    schedule = build_schedule(optimizer, config(schedule="constant"), 3)
+    run(optimizer, schedule, [], 3)
+    assert optimizer.param_groups[1]["lr"] == 1.0
+
+
+def test_warmup_longer_than_the_stage():
+    optimizer = build_optimizer(two_groups(), config())
+    with pytest.raises(ConfigError, match="warmup_steps is 5"):
+        build_schedule(optimizer, config(warmup_steps=5), 5)
+    with pytest.raises(ConfigError, match="steps must be"):
+        build_schedule(optimizer, config(), 0)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_resume_is_bit_equal(name, tmp_path):
+    """Saved as the loop saves it, with `weights_only`."""
+    settings = config(name=name, warmup_steps=2)
+
+    def build(groups):
+        optimizer = build_optimizer(groups, settings)
+        return optimizer, build_schedule(optimizer, settings, 10)
+
+    straight = two_groups()
+    optimizer, schedule = build(straight)
+    everything = [p for group in straight.values() for p in group]
+    run(optimizer, schedule, everything, 4)
+    saved = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    torch.save({**saved, "parameters": everything}, tmp_path / "state.pt")
+    run_on = [torch.cos(p.detach()) for p in everything]
+    for parameter, gradient in zip(everything, run_on, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    schedule.step()
+
+    resumed = two_groups()
+    optimizer_2, schedule_2 = build(resumed)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    optimizer_2.load_state_dict(state["optimizer"])
+    schedule_2.load_state_dict(state["schedule"])
+    others = [p for group in resumed.values() for p in group]
+    for parameter, value, gradient in zip(others, state["parameters"], run_on, strict=True):
+        parameter.data.copy_(value)
+        parameter.grad = gradient.clone()
+    optimizer_2.step()
+    schedule_2.step()
+    assert all(torch.equal(a, b) for a, b in zip(everything, others, strict=True))
+    assert describe_groups(optimizer) == describe_groups(optimizer_2)
+
+
+@pytest.mark.parametrize(("name", "plain"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
+def test_same_steps_as_the_plain_optimizer(name, plain):
+    settings = config(name=name, schedule="constant")
+    ours, theirs = two_groups(), two_groups()
+    optimizer = build_optimizer(ours, settings)
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    reference = plain(
+        [{"params": theirs[key], "lr": settings.lr[key]} for key in theirs], weight_decay=1e-4, fused=False, **options
+    )
+    for step in range(5):
+        for groups in (ours, theirs):
+            for parameter in (p for group in groups.values() for p in group):
+                parameter.grad = torch.sin(parameter.detach() + step)
+        optimizer.step()
+        reference.step()
+    for a, b in zip(ours.values(), theirs.values(), strict=True):
+        assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b, strict=True))
+    assert not torch.allclose(ours["head"][0], two_groups()["head"][0])

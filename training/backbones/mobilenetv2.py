@@ -1,0 +1,138 @@
+"""MobileNetV2 (Sandler et al. 2018).
+
+Names and shapes of the state dict are those of torchvision's model, so its weight files load by path.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Padding = Literal["torch", "tf_same"]
+
+BLOCKS: tuple[tuple[int, int, int, int], ...] = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+"""Expansion, output channels, repetitions, stride of the first."""
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution padded as TensorFlow's SAME: the odd pixel of padding goes to the bottom and right.
+
+    Differs from symmetric padding only where the stride is above 1: on an even input a 3×3 kernel with
+    stride 2 is centred on odd pixels instead of even ones, so weights trained one way do not fit the other.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N,C,H,W) → (N,out_channels,⌈H/stride⌉,⌈W/stride⌉)."""
+        pads: list[int] = []
+        for axis in (1, 0):  # F.pad starts with the last dimension.
+            size, kernel, stride = input.shape[2 + axis], self.kernel_size[axis], self.stride[axis]
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        padded = F.pad(input, pads)
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def _conv_norm(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, padding: Padding
+) -> nn.Sequential:
+    kind = SameConv2d if padding == "tf_same" and kernel > 1 else nn.Conv2d
+    conv = kind(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
+
+
+class InvertedResidual(nn.Module):
+    """Expansion (1×1), depth-wise 3×3, linear projection (1×1); added to its input where shapes agree."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, padding: Padding) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.adds_input = stride == 1 and in_channels == out_channels
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(_conv_norm(in_channels, hidden, 1, padding=padding))
+        layers += [
+            _conv_norm(hidden, hidden, 3, stride=stride, groups=hidden, padding=padding),
+            nn.Conv2d(hidden, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        ]
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,C,H,W) → (N,out_channels,H/stride,W/stride)."""
+        residual: Tensor = self.conv(x)
+        return x + residual if self.adds_input else residual
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Round to a multiple of `divisor`, never down by more than 10 %."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 over single images.
+
+    Args:
+        num_classes: classes of the head; None leaves the head out.
+        width: multiplier of all channel counts.
+        dropout: before the head.
+        padding: `torch` (symmetric, torchvision's weights) or `tf_same` (weights from TensorFlow and Keras).
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        *,
+        width: float = 1.0,
+        dropout: float = 0.2,
+        padding: Padding = "torch",
+    ) -> None:
+        super().__init__()
+        if padding not in ("torch", "tf_same"):
+            raise ValueError(f"padding must be 'torch' or 'tf_same', got {padding!r}")
+        channels = round_channels(32 * width)
+        layers: list[nn.Module] = [_conv_norm(3, channels, 3, stride=2, padding=padding)]
+        for expansion, base, repetitions, first_stride in BLOCKS:
+            out_channels = round_channels(base * width)
+            for position in range(repetitions):
+                stride = first_stride if position == 0 else 1
+                layers.append(InvertedResidual(channels, out_channels, stride, expansion, padding))
+                channels = out_channels
+        self.out_channels = round_channels(1280 * max(1.0, width))
+        layers.append(_conv_norm(channels, self.out_channels, 1, padding=padding))
+        self.features = nn.Sequential(*layers)
+        self.classifier = (
+            None
+            if num_classes is None
+            else nn.Sequential(nn.Dropout(dropout), nn.Linear(self.out_channels, num_classes))
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def features_map(self, x: Tensor) -> Tensor:
+        """(N,3,H,W) → (N,out_channels,⌈H/32⌉,⌈W/32⌉)."""
+        features: Tensor = self.features(x)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,3,H,W) → pooled (N,out_channels), or logits (N,num_classes) with a head."""
+        pooled = self.features_map(x).mean(dim=(2, 3))
+        if self.classifier is None:
+            return pooled
+        logits: Tensor = self.classifier(pooled)
+        return logits

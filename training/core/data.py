@@ -1,0 +1,299 @@
+"""Loader of clips: what systems, loop and evaluator see of the data.
+
+`open_loader` joins a source (`index` or `stream`, D7) and the decoding threads into a
+`webdataset.DataPipeline`. `ClipLoader` adds the position: it counts batches that were handed out, never
+those that were only prefetched, so a checkpoint taken after a step continues with the next batch.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.core.config import DataConfig
+from training.core.data_batches import BatchAssembler, SampleError, decode_unknown
+from training.core.data_index import DataError, IndexSource, Source
+from training.core.decode import DecodeError, resolve_decoder
+from training.core.sampling import clip_seed
+from training.core.system import RawBatch
+from training.core.transforms import ClipTransform, source_rectangle
+
+__all__ = [
+    "ClipLoader",
+    "ClipTransform",
+    "CoverageError",
+    "DataError",
+    "DecodeError",
+    "LoaderStateError",
+    "SampleError",
+    "check_coverage",
+    "load_clip",
+    "open_loader",
+    "resolve_decoder",
+    "source_rectangle",
+]
+
+STATE_FORMAT = 1
+
+
+class CoverageError(RuntimeError):
+    """An evaluation missed samples or counted some twice."""
+
+
+class LoaderStateError(ValueError):
+    """A saved position belongs to other data, another seed or another decoder."""
+
+
+class ClipLoader:
+    """Batches of one rank; implements `training.core.system.Loader`."""
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        *,
+        split: str,
+        train: bool,
+        seed: int,
+        world: int,
+        decoder: str,
+        pin: bool,
+    ) -> None:
+        self.decoder = decoder
+        self.classes = source.classes
+        self.num_samples = source.num_samples
+        self.num_listed = source.num_listed
+        """Videos that the sources list for this split, rejected ones included."""
+        self.num_batches = source.num_batches
+        self.data_digest = source.data_digest
+        self._source = source
+        self._config = config
+        self._split = split
+        self._train = train
+        self._seed = seed
+        self._world = world
+        self._position = 0
+        self._closed = False
+        self._active: Iterator[RawBatch] | None = None
+        self._assembler = BatchAssembler(
+            config,
+            decoder=decoder,
+            train=train,
+            seed=seed,
+            num_classes=len(source.classes),
+            multi_label=source.multi_label,
+            pin=pin,
+        )
+
+    @property
+    def expected_keys(self) -> Sequence[str]:
+        """Keys of all samples of the split, over all ranks."""
+        return self._source.expected_keys
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        """Yield batches: in training endlessly from the current position on, in evaluation each sample once.
+
+        A new iterator ends the one before.
+
+        Raises:
+            SampleError: a sample cannot be decoded; it is never skipped or replaced.
+            RuntimeError: the loader was closed.
+        """
+        if self._closed:
+            raise RuntimeError("this loader was closed; open a new one")
+        self._stop()
+        if not self._train:
+            self._position = 0
+        self._active = self._batches()
+        return self._active
+
+    def _batches(self) -> Iterator[RawBatch]:
+        import webdataset as wds  # imports torch and takes a second; only processes that read need it
+
+        start = self._position
+        pipeline = wds.DataPipeline(lambda: self._source.batches(start), self._assembler.run)
+        for batch in pipeline:
+            # Before the yield: during the consumer's step this batch counts as used.
+            self._position += self._config.batch_size
+            yield batch
+
+    def _stop(self) -> None:
+        active, self._active = self._active, None
+        if active is not None:
+            active.close()  # type: ignore[attr-defined]
+        self._assembler.cancel()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last batch handed out; the same on every rank, JSON-able."""
+        return {
+            "format": STATE_FORMAT,
+            "source": self._config.source,
+            "split": self._split,
+            "train": self._train,
+            "seed": self._seed,
+            "decoder": self.decoder,
+            "data_digest": self.data_digest,
+            "batch_size": self._config.batch_size,
+            "world": self._world,
+            "position": self._position,
+            **self._source.place(self._position),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], allow_decoder_change: bool = False) -> None:
+        """Continue from a saved position; the number of ranks and the batch size may have changed.
+
+        Args:
+            state: of `state_dict`.
+            allow_decoder_change: accept a state that another rung of the decoder ladder made.
+
+        Raises:
+            LoaderStateError: other data, seed, split, source or decoder; the message names the field.
+        """
+        if not self._train:
+            raise LoaderStateError(
+                "an evaluation loader has no position to restore; it always starts at the first sample"
+            )
+        own = self.state_dict()
+        missing = [field for field in own if field not in state]
+        if missing:
+            raise LoaderStateError(f"loader state lacks the fields {', '.join(missing)}")
+        fields = ["format", "source", "split", "train", "seed", "data_digest"]
+        if self._source.world_bound:
+            fields += ["world", "batch_size"]
+        for field in fields:
+            if state[field] != own[field]:
+                raise LoaderStateError(
+                    f"loader state was made with {field} = {state[field]!r}, this run has {own[field]!r}; "
+                    "start afresh or restore what it was made with"
+                )
+        if state["decoder"] != self.decoder and not allow_decoder_change:
+            raise LoaderStateError(
+                f"loader state was made with decoder {state['decoder']!r}, this run decodes with {self.decoder!r}, which may "
+                f"give other pixels; make {state['decoder']!r} work here or pass --allow-decoder-change"
+            )
+        place = self._source.place(int(state["position"]))
+        if any(state[field] != value for field, value in place.items()):
+            raise LoaderStateError(
+                f"position {state['position']} is sample {place.get('key')!r} here, but {state.get('key')!r} in the loader "
+                "state: the order of samples has changed"
+            )
+        self._stop()
+        self._position = int(state["position"])
+
+    def close(self) -> None:
+        """End iteration and threads; may be called twice."""
+        self._closed = True
+        self._stop()
+        self._assembler.close()
+
+
+def open_loader(
+    shards: Path,
+    config: DataConfig,
+    *,
+    split: str,
+    train: bool,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> ClipLoader:
+    """Open the loader of one rank on a shard folder.
+
+    Args:
+        shards: folder with `index.json`; with source `stream` also a folder of foreign tars with `labels.txt`.
+        train: endless and shuffled; otherwise each sample once, in order.
+        seed: of order, frame choice and augmentation.
+        pin: put batches into page-locked memory (GPU).
+
+    Raises:
+        DataError: incomplete or damaged folder, unknown split, or a batch size that ranks cannot share.
+        DecodeError: the decoder cannot be used on this machine.
+    """
+    if not 0 <= rank < world:
+        raise DataError(f"rank {rank} is not one of {world} ranks")
+    if config.batch_size % world:
+        raise DataError(f"data.batch_size {config.batch_size} cannot be divided between {world} ranks")
+    source: Source
+    if config.source == "index":
+        source = IndexSource(
+            shards, split, batch_size=config.batch_size, train=train, seed=seed, rank=rank, world=world
+        )
+    else:
+        from training.core.data_stream import open_folder
+
+        source = open_folder(
+            shards, split, batch_size=config.batch_size, train=train, seed=seed, rank=rank, world=world
+        )
+    return ClipLoader(
+        source,
+        config,
+        split=split,
+        train=train,
+        seed=seed,
+        world=world,
+        decoder=resolve_decoder(config.decoder),
+        pin=pin,
+    )
+
+
+def load_clip(source: Path | bytes, config: DataConfig, *, decoder: str, key: str = "0") -> RawBatch:
+    """Decode one video from anywhere as a batch of one, sampled as in evaluation.
+
+    Args:
+        source: a video file, or its bytes.
+        decoder: rung of the model's training, or `auto`.
+        key: names the clip in the batch; seeds its draws.
+
+    Returns:
+        A batch without label (−1).
+
+    Raises:
+        FileNotFoundError: no such file.
+        DecodeError: not a video, or damaged; the message names the file.
+    """
+    name = str(source) if isinstance(source, Path) else f"video of {len(source)} bytes"
+    if isinstance(source, Path) and not source.is_file():
+        raise FileNotFoundError(f"{source} is not a file")
+    seed = clip_seed(0, 0, key)
+    rung = resolve_decoder(decoder)
+    try:
+        frames = decode_unknown(source, config, decoder=rung, train=False, seed=seed)
+    except DecodeError as error:
+        raise DecodeError(f"{name}: {error}") from error
+    return RawBatch(
+        frames_BTHWC=torch.from_numpy(frames)[None],
+        size_B2=torch.tensor([frames.shape[1:3]], dtype=torch.int64),
+        label_B=torch.tensor([-1]),
+        key=(key,),
+        seed_B=torch.tensor([seed], dtype=torch.int64),
+        valid_B=torch.tensor([True]),
+    )
+
+
+def check_coverage(keys: Sequence[str], expected: Sequence[str]) -> None:
+    """Assert that an evaluation saw each expected sample exactly once.
+
+    Args:
+        keys: of all ranks, without padding.
+        expected: keys of the split.
+
+    Raises:
+        CoverageError: with the first missing, doubled and unknown keys and their numbers.
+    """
+    counts = Counter(keys)
+    wanted = set(expected)
+    problems = {
+        "missing": [key for key in expected if key not in counts],
+        "evaluated more than once": [key for key, count in counts.items() if count > 1],
+        "not in the split": [key for key in counts if key not in wanted],
+    }
+    found = [
+        f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+        for what, names in problems.items()
+        if names
+    ]
+    if found:
+        raise CoverageError(f"of {len(expected)} samples: {'; '.join(found)}")

@@ -1,0 +1,400 @@
+"""The decoder ladder: bytes of a clip → only the frames that are asked for, as RGB.
+
+Rungs in fixed order: torchcodec (needs FFmpeg's shared libraries), PyAV, OpenCV. All three convert with
+FFmpeg's swscale and agree bit for bit on 8-bit 4:2:0 H.264, the format of stored clips; the rung is
+part of a run's state nevertheless (D8), since other sources can differ. One thread per clip: the loader
+decodes several clips at once, which scales better than threads inside one clip.
+
+`python -m training.core.decode <file.mp4|shard.tar> <rung> <frame,…> [<member of the tar>]` repeats one
+decode from the command line; loader errors print this line.
+"""
+
+import functools
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_specs.jpgs import unpack_jpgs
+
+__all__ = [
+    "LADDER",
+    "DecodeError",
+    "count_frames",
+    "count_packets",
+    "decode_clip",
+    "decode_jpegs",
+    "reproduce_line",
+    "resolve_decoder",
+    "usable",
+]
+
+log = logging.getLogger(__name__)
+
+LADDER = ("torchcodec", "pyav", "opencv")
+"""Fixed order; `auto` takes the first that works on this machine."""
+
+Frame = NDArray[np.uint8]
+Source = bytes | Path
+Index = NDArray[np.int64]
+
+
+class DecodeError(RuntimeError):
+    """A clip cannot be decoded, or has fewer frames or another size than its record says."""
+
+
+# --- ladder -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def usable(name: str) -> str | None:
+    """Return None when a rung works here, else why it does not."""
+    try:
+        if name == "torchcodec":
+            from torchcodec.decoders import VideoDecoder  # noqa: F401
+        elif name == "pyav":
+            import av  # noqa: F401
+        elif name == "opencv":
+            import cv2
+
+            if cv2.CAP_FFMPEG not in cv2.videoio_registry.getStreamBufferedBackends():
+                return "this OpenCV cannot read video from memory"
+        else:
+            return f"there is no such decoder (known: auto, {', '.join(LADDER)})"
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return None
+
+
+def resolve_decoder(name: str) -> str:
+    """Return the rung to use: `auto` → the first of the ladder that works here, else `name` itself.
+
+    Raises:
+        DecodeError: the named rung, or every rung, does not work here; the message says why.
+    """
+    if name != "auto":
+        reason = usable(name)
+        if reason is not None:
+            raise DecodeError(f"decoder {name!r} cannot be used on this machine: {reason}")
+        return name
+    reasons = []
+    for rung in LADDER:
+        reason = usable(rung)
+        if reason is None:
+            log.info("decoder: %s%s", rung, f" ({'; '.join(reasons)})" if reasons else "")
+            return rung
+        reasons.append(f"{rung} not usable: {reason}")
+    raise DecodeError("no decoder works on this machine: " + "; ".join(reasons))
+
+
+# --- decoding ---------------------------------------------------------------------------------
+
+
+def decode_clip(source: Source, positions: Index, decoder: str, out: Frame | None = None) -> Frame:
+    """Decode chosen frames of a video.
+
+    Args:
+        source: the file's bytes, or its path.
+        positions: (T,) frame numbers in display order; repeats allowed.
+        decoder: a rung, not `auto`.
+        out: (T,H,W,3) array to write into, of exactly the video's size.
+
+    Returns:
+        (T,H,W,3) uint8 RGB; `out` if given.
+
+    Raises:
+        DecodeError: not decodable, too few frames, or another size than `out`.
+    """
+    wanted = sorted({int(p) for p in positions})
+    if not wanted or wanted[0] < 0:
+        raise DecodeError(f"frame numbers must be given and not negative, got {list(positions)}")
+    places: dict[int, list[int]] = {}
+    for place, position in enumerate(positions):
+        places.setdefault(int(position), []).append(place)
+    found = 0
+    try:
+        for position, frame in _RUNGS[decoder](source, wanted):
+            if out is None:
+                out = np.empty((len(positions), *frame.shape), dtype=np.uint8)
+            elif frame.shape != out.shape[1:]:
+                raise DecodeError(f"frame {position} has {_size(frame.shape)}, expected {_size(out.shape[1:])}")
+            for place in places[position]:
+                out[place] = frame
+            found += 1
+    except DecodeError:
+        raise
+    except Exception as error:  # every library has its own exceptions; all mean the same here
+        raise DecodeError(f"{decoder} cannot decode it: {type(error).__name__}: {error}") from error
+    if out is None or found < len(wanted):
+        raise DecodeError(
+            f"{decoder} gave {found} of {len(wanted)} frames (last wanted: {wanted[-1]}); it is truncated"
+        )
+    return out
+
+
+def count_packets(source: Source) -> int:
+    """Count the packets that a video shows, without decoding: its frames, for nearly every file (PyAV).
+
+    Raises:
+        DecodeError: no readable container or no video stream.
+    """
+    import av
+
+    try:
+        with av.open(_opened(source), metadata_errors="ignore") as container:
+            packets = container.demux(_video_stream(container))
+            return sum(1 for packet in packets if packet.size and not packet.is_discard)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
+
+
+def count_frames(source: Source) -> int:
+    """Count the frames of any video by decoding all of them (PyAV), without converting pixels.
+
+    Raises:
+        DecodeError: not decodable.
+    """
+    import av
+
+    try:
+        with av.open(_opened(source), metadata_errors="ignore") as container:
+            stream = _video_stream(container)
+            return sum(1 for _ in container.decode(stream))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
+
+
+def decode_jpegs(member: bytes, places: Index, decoder: str, out: Frame | None = None) -> Frame:
+    """Decode chosen frames of a `jpgs` member.
+
+    Args:
+        member: the packed JPEG files.
+        places: (T,) places in the list of stored frames.
+        decoder: a rung; `opencv` decodes with OpenCV, the others with simplejpeg.
+        out: (T,H,W,3) array to write into.
+
+    Raises:
+        DecodeError: broken JPEG, too few frames, or another size than `out`.
+    """
+    try:
+        files = unpack_jpgs(member)
+        frames: dict[int, Frame] = {}
+        for place, number in enumerate(int(p) for p in places):
+            if number not in frames:
+                if number >= len(files):
+                    raise DecodeError(f"frame {number} is wanted, but only {len(files)} are stored")
+                frames[number] = _jpeg(files[number], decoder)
+            frame = frames[number]
+            if out is None:
+                out = np.empty((len(places), *frame.shape), dtype=np.uint8)
+            elif frame.shape != out.shape[1:]:
+                raise DecodeError(f"frame {number} has {_size(frame.shape)}, expected {_size(out.shape[1:])}")
+            out[place] = frame
+    except ValueError as error:
+        raise DecodeError(f"broken jpgs member: {error}") from error
+    if out is None:
+        raise DecodeError("no frames asked for")
+    return out
+
+
+def _jpeg(file: memoryview, decoder: str) -> Frame:
+    if decoder == "opencv":
+        import cv2
+
+        frame = cv2.imdecode(np.frombuffer(file, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
+        if frame is None:
+            raise DecodeError("opencv cannot decode a JPEG frame")
+        return np.asarray(frame, dtype=np.uint8)
+    import simplejpeg
+
+    return np.asarray(simplejpeg.decode_jpeg(file, "RGB"), dtype=np.uint8)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]}×{shape[1]} pixels (height × width)"
+
+
+def _opened(source: Source) -> Any:
+    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+
+
+# --- torchcodec -------------------------------------------------------------------------------
+
+
+def _torchcodec(source: Source, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(
+        source if isinstance(source, bytes) else str(source), dimension_order="NHWC", num_ffmpeg_threads=1
+    )
+    total = decoder.metadata.num_frames
+    if total is None or wanted[-1] >= total:
+        raise DecodeError(f"frame {wanted[-1]} is wanted, but the video has {total}")
+    yield from zip(wanted, decoder.get_frames_at(wanted).data.numpy(), strict=True)
+
+
+# --- PyAV -------------------------------------------------------------------------------------
+
+
+def _pyav(source: Source, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    with av.open(_opened(source), metadata_errors="ignore") as container:
+        stream = _video_stream(container)
+        reformatter = VideoReformatter()
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        plan = _plan(packets, wanted) if stream.codec_context.name == "h264" else None
+        frames = _counted(stream, packets, wanted) if plan is None else _by_time(stream, plan)
+        for position, frame in frames:
+            if frame.is_corrupt:
+                raise DecodeError(f"frame {position} is damaged")
+            rgb = reformatter.reformat(frame, format="rgb24", threads=1)
+            plane = rgb.planes[0]
+            pixels = np.frombuffer(plane, dtype=np.uint8).reshape(rgb.height, plane.line_size)[:, : rgb.width * 3]
+            pixels = pixels.reshape(rgb.height, rgb.width, 3)
+            yield position, np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
+
+
+def _video_stream(container: Any) -> Any:
+    if not container.streams.video:
+        raise DecodeError("it has no video stream")
+    # The first stream that is not a cover picture.
+    streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
+    stream = (streams or container.streams.video)[0]
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _counted(stream: Any, packets: list[Any], wanted: list[int]) -> Iterator[tuple[int, Any]]:
+    """Decode from the start to the last wanted frame and count."""
+    chosen, position = set(wanted), 0
+    for packet in [*packets, None]:
+        for frame in stream.codec_context.decode(packet):
+            if position in chosen:
+                yield position, frame
+            if position == wanted[-1]:
+                return
+            position += 1
+
+
+class _Plan:
+    """What to send to an H.264 decoder to get some frames: packets in decoding order, and frame numbers by time."""
+
+    def __init__(self, packets: list[Any], position: dict[int, int]) -> None:
+        self.packets = packets
+        self.position = position
+
+
+def _plan(packets: list[Any], wanted: list[int]) -> _Plan | None:
+    """Leave out groups of pictures without wanted frames; None where time stamps or groups do not allow it."""
+    shown = [packet.pts for packet in packets if not packet.is_discard]
+    if any(pts is None for pts in shown) or len(set(shown)) != len(shown) or not packets[0].is_keyframe:
+        return None
+    shown.sort()
+    if wanted[-1] >= len(shown):
+        raise DecodeError(f"frame {wanted[-1]} is wanted, but the video has {len(shown)}")
+    position = {shown[number]: number for number in wanted}
+    groups: list[list[Any]] = []
+    for packet in packets:
+        if packet.is_keyframe:
+            groups.append([])
+        groups[-1].append(packet)
+    # An open group has pictures shown before its key frame, which refer to the group before.
+    if any(packet.pts < group[0].pts for group in groups for packet in group):
+        return None
+    chosen: list[Any] = []
+    for group in groups:
+        places = [place for place, packet in enumerate(group) if packet.pts in position]
+        if places:
+            chosen += group[: places[-1] + 1]
+    return _Plan(chosen, position)
+
+
+def _by_time(stream: Any, plan: _Plan) -> Iterator[tuple[int, Any]]:
+    """Decode a plan; pictures that nothing refers to are skipped unless wanted."""
+    context = stream.codec_context
+    missing = dict(plan.position)
+    skipping = False
+    for packet in [*plan.packets, None]:
+        skip = packet is not None and packet.pts not in plan.position
+        if skip != skipping and packet is not None:
+            context.skip_frame = "NONREF" if skip else "DEFAULT"
+            skipping = skip
+        for frame in context.decode(packet):
+            position = missing.pop(frame.pts, None)
+            if position is not None:
+                yield position, frame
+                if not missing:
+                    return
+
+
+# --- OpenCV -----------------------------------------------------------------------------------
+
+
+def _opencv(source: Source, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
+    import cv2
+
+    # OpenCV does not own the stream that it reads: this name must outlive `release`.
+    stream = _opened(source)
+    capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    try:
+        if not capture.isOpened():
+            raise DecodeError("opencv cannot open it")
+        chosen = set(wanted)
+        for position in range(wanted[-1] + 1):
+            if not capture.grab():
+                return
+            if position in chosen:
+                ok, frame = capture.retrieve()
+                if not ok:
+                    raise DecodeError(f"opencv cannot decode frame {position}")
+                yield position, np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    finally:
+        capture.release()
+        del stream
+
+
+_RUNGS: dict[str, Callable[[Source, list[int]], Iterator[tuple[int, Frame]]]] = {
+    "torchcodec": _torchcodec,
+    "pyav": _pyav,
+    "opencv": _opencv,
+}
+
+
+# --- one decode from the command line ---------------------------------------------------------
+
+
+def reproduce_line(path: str, decoder: str, positions: Sequence[int], member: str | None = None) -> str:
+    """Return the command that repeats a decode."""
+    frames = ",".join(str(p) for p in positions)
+    return " ".join(["python -m training.core.decode", path, decoder, frames, *([member] if member else [])])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Decode the frames that `reproduce_line` names and print the shape of the result."""
+    path, decoder, frames, *member = arguments
+    positions = np.array([int(f) for f in frames.split(",")], dtype=np.int64)
+    source: Source = Path(path)
+    if member:
+        import tarfile
+
+        with tarfile.open(path) as tar:
+            file = tar.extractfile(member[0])
+            if file is None:
+                raise DecodeError(f"{path} has no file {member[0]}")
+            source = file.read()
+    if member and member[0].endswith(".jpgs") and isinstance(source, bytes):
+        result = decode_jpegs(source, positions, decoder)
+    else:
+        result = decode_clip(source, positions, decoder)
+    print(f"decoded {result.shape} with {decoder}, mean {result.mean():.2f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,179 @@
+"""Training stages of `dvc.yaml`: made from the registered stages, and compared with them.
+
+`dvc.yaml` is the only DAG, and its data half (synthesize, manifest, shards) is written by hand. The training
+half repeats what the `Stage` records already say, so it is generated below a marker line and never edited:
+`write` puts it there, `check` names every difference, in both directions.
+
+A stage's dependencies are files, never folders (D4): a folder as dependency contains `__pycache__` and would make
+its stage stale for ever. They are the family's own sources and those of `training/layers` and
+`training/backbones` that these import. `training/core` is deliberately absent: a comment there must not retrain
+every model. Instead `CODE_VERSION` of `training/core/stage.py` is a parameter of every stage; raising it makes the
+stages of that kind stale on purpose.
+"""
+
+import ast
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.core.stage import Stage
+from training.registry import FAMILIES, all_stages, family_of
+
+MARKER = (
+    "  # --- training stages: written by `python -m training dvc --write`, checked by a test; not edited by hand ---"
+)
+"""Line of dvc.yaml under which everything is generated."""
+
+SHARED_PACKAGES = ("training.layers", "training.backbones")
+"""Packages that families share and whose change changes a model."""
+
+OPS_PACKAGE = "tasks.ops"
+SHARDS_ENTRY = "tasks/ops/shards.py"
+"""The sources that this one imports within `tasks.ops` decide what is in a shard."""
+
+
+def training_entries(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the `stages:` entries of dvc.yaml for every registered stage, in registration order."""
+    stages = all_stages()
+    return {name: _entry(stage, stages, root) for name, stage in stages.items()}
+
+
+def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, Any]:
+    data = "${item.data}"
+    suffix = "".join(f"-${{item.{key}}}" for key in stage.matrix)
+    run = f"runs/{data}/{stage.name}{suffix}"
+    package = FAMILIES[family_of(stage.name)]
+    sources = family_sources(root, package)
+    upstream = [f"runs/{data}/{_checked_upstream(stage, name, stages)}/model" for name in stage.upstream]
+    outs = [f"{run}/model"] if stage.kind != "evaluate" else []
+    return {
+        "matrix": {"data": "${datasets}", **{key: list(values) for key, values in stage.matrix.items()}},
+        "cmd": f"python -m training run {stage.name}@{data}{suffix}",
+        "deps": [f"data/shards/{data}", *upstream, *sources],
+        "params": [
+            {f"params/{data}.yaml": [stage.name, *sorted(set(stage.shared.values()))]},
+            {"training/core/stage.py": [f"CODE_VERSION.{stage.kind}"]},
+        ],
+        "outs": [*outs, f"{run}/config.json", f"{run}/predictions.npz"],
+        "metrics": [f"{run}/metrics.json"],
+    }
+
+
+def _checked_upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> str:
+    """Return the upstream's folder name after checking that some instance has it."""
+    base, *items = name.split("-")
+    if base not in stages:
+        raise ValueError(f"stage {stage.name!r}: upstream {name!r} is not a registered stage")
+    known = {ref.folder for ref in stages[base].instances("any")}
+    if "-".join((base, *items)) not in known:
+        raise ValueError(f"stage {stage.name!r}: upstream {name!r} must be one of {', '.join(sorted(known))}")
+    return name
+
+
+def family_sources(root: Path, package: str) -> list[str]:
+    """Return the files whose change makes a family's stages stale, relative to the root and sorted."""
+    folder = root / package.replace(".", "/")
+    own = sorted(path for path in folder.glob("*.py") if not path.name.startswith("__main__"))
+    shared = import_closure(root, own, SHARED_PACKAGES)
+    return sorted({path.relative_to(root).as_posix() for path in own} | shared)
+
+
+def import_closure(root: Path, files: Iterable[Path], packages: tuple[str, ...]) -> set[str]:
+    """Return files of `packages` that `files` import, also indirectly, as paths relative to the root.
+
+    Read from the source text (also imports inside functions), so nothing is imported to find out.
+    """
+    found: set[str] = set()
+    todo = list(files)
+    while todo:
+        for module in sorted(_imported_modules(todo.pop())):
+            if not f"{module}.".startswith(tuple(f"{package}." for package in packages)):
+                continue
+            base = root / module.replace(".", "/")
+            path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+            relative = path.relative_to(root).as_posix()
+            if path.is_file() and relative not in found:
+                found.add(relative)
+                todo.append(path)
+    return found
+
+
+def _imported_modules(path: Path) -> set[str]:
+    """Return every dotted name that a file imports; for `from a import b` both `a` and `a.b`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def render(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the entries as the generated part of dvc.yaml, marker included."""
+    lines = [MARKER]
+    for name, entry in entries.items():
+        text = yaml.safe_dump({name: entry}, sort_keys=False, width=120)
+        lines += [f"  {line}".rstrip() for line in text.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def write(root: Path) -> bool:
+    """Replace the generated part of `<root>/dvc.yaml`; return whether anything changed.
+
+    Raises:
+        ValueError: the marker line is missing.
+    """
+    path = root / "dvc.yaml"
+    text = path.read_text()
+    head, marker, _ = text.partition(MARKER)
+    if not marker:
+        raise ValueError(f"{path} lacks the line {MARKER.strip()!r}; put it after the data stages")
+    new = head + render(training_entries(root))
+    if new == text:
+        return False
+    with tempfile.NamedTemporaryFile("w", dir=root, prefix=".dvc.yaml.", delete=False) as file:
+        file.write(new)
+    Path(file.name).chmod(path.stat().st_mode)
+    os.replace(file.name, path)
+    return True
+
+
+def check(root: Path) -> list[str]:
+    """Return what differs between `<root>/dvc.yaml` and the registered stages; empty when nothing does."""
+    path = root / "dvc.yaml"
+    listed: dict[str, Any] = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
+    expected = training_entries(root)
+    problems = []
+    for name, entry in expected.items():
+        if name not in listed:
+            problems.append(
+                f"stage {name!r} is registered but not in {path.name}; run `python -m training dvc --write`"
+            )
+            continue
+        for key in sorted(set(entry) | set(listed[name])):
+            have, want = listed[name].get(key), entry.get(key)
+            if have != want:
+                problems.append(f"{path.name}: stages.{name}.{key} is {have!r}, the registered stage says {want!r}")
+    for name, entry in listed.items():
+        if "python -m training run" in str(entry.get("cmd", "")) and name not in expected:
+            problems.append(f"{path.name}: stage {name!r} is not registered by any family")
+    problems += _check_shards(root, listed.get("shards", {}))
+    return problems
+
+
+def _check_shards(root: Path, entry: Mapping[str, Any]) -> list[str]:
+    """Compare the listed sources of the `shards` stage with what its entry module imports."""
+    start = root / SHARDS_ENTRY
+    if not entry or not start.exists():
+        return []
+    want = import_closure(root, [start], (OPS_PACKAGE,)) | {SHARDS_ENTRY}
+    have = {dep for dep in entry.get("deps", []) if dep.startswith("tasks/")}
+    lacks = [f"dvc.yaml: stages.shards.deps lacks {path}, which {SHARDS_ENTRY} imports" for path in sorted(want - have)]
+    extra = [f"dvc.yaml: stages.shards.deps has {path}, unused by {SHARDS_ENTRY}" for path in sorted(have - want)]
+    return lacks + extra

@@ -1,0 +1,145 @@
+"""`evaluate`: any system on any split, each sample exactly once, metrics and per-sample predictions from one pass."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.core.data import ClipLoader, check_coverage
+from training.core.distributed import Group
+from training.core.loop import precision_context
+from training.core.metrics import classification_metrics
+from training.core.system import System
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per-sample results, in order of key."""
+
+    key: Array
+    """(N,) str."""
+    label: Array
+    """(N,) int, or (N,K) multi-hot."""
+    scores: Array
+    """(N,K) float32 of the main model."""
+    arms: Mapping[str, Array]
+    """Name → (N,K) scores of the paired comparison models."""
+    extras: Mapping[str, Array]
+    classes: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write `predictions.npz` atomically; the bytes depend on the content only."""
+        arrays = {
+            "key": self.key,
+            "label": self.label,
+            "scores": self.scores,
+            "classes": np.asarray(self.classes),
+            **{f"arm/{name}": value for name, value in self.arms.items()},
+            **{f"extra/{name}": value for name, value in self.extras.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=".npz")
+        os.close(handle)
+        np.savez_compressed(name, **arrays)  # type: ignore[arg-type]
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Predictions":
+        """Read `predictions.npz`."""
+        with np.load(path) as file:
+            arrays = dict(file)
+        return cls(
+            key=arrays["key"],
+            label=arrays["label"],
+            scores=arrays["scores"],
+            arms={n.removeprefix("arm/"): v for n, v in arrays.items() if n.startswith("arm/")},
+            extras={n.removeprefix("extra/"): v for n, v in arrays.items() if n.startswith("extra/")},
+            classes=tuple(str(c) for c in arrays["classes"]),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics (`<split>/<name>`) and what they were computed from."""
+
+    metrics: dict[str, float]
+    predictions: Predictions
+
+
+@torch.inference_mode()
+def evaluate(
+    system: System,
+    loader: ClipLoader,
+    *,
+    split: str,
+    device: torch.device,
+    precision: str = "fp32",
+    group: Group | None = None,
+) -> Evaluation:
+    """Run a split through `System.predict_all` and compute the metric contract.
+
+    All ranks return the same result.
+
+    Raises:
+        CoverageError: a sample was evaluated twice or not at all; the message lists keys.
+    """
+    group = group or Group()
+    was_training = system.training
+    system.to(device).eval()
+    context = precision_context("bf16" if precision == "bf16" else "fp32", device)
+    rows: dict[str, list[Array]] = {}
+    keys: list[str] = []
+    for raw in loader:
+        batch = system.prepare(raw.to(device), train=False)
+        with context():
+            prediction = system.predict_all(batch)
+        valid = raw.valid_B.numpy()
+        keys += [key for key, ok in zip(raw.key, valid, strict=True) if ok]
+        columns = {
+            "label": raw.label_B,
+            "scores": prediction.scores_BK.float(),
+            **{f"arm/{name}": value.float() for name, value in prediction.arms.items()},
+            **{f"extra/{name}": value for name, value in prediction.extras.items()},
+        }
+        for name, value in columns.items():
+            rows.setdefault(name, []).append(value.cpu().numpy()[valid])
+    system.train(was_training)
+
+    parts = group.gather((keys, {name: np.concatenate(value) for name, value in rows.items()} if keys else {}))
+    keys = [key for part_keys, _ in parts for key in part_keys]
+    check_coverage(keys, loader.expected_keys)
+    full = [columns for part_keys, columns in parts if part_keys]
+    order = np.argsort(np.asarray(keys))
+    merged = {name: np.concatenate([columns[name] for columns in full])[order] for name in full[0]}
+    predictions = Predictions(
+        key=np.asarray(keys)[order],
+        label=merged["label"],
+        scores=merged["scores"],
+        arms={n.removeprefix("arm/"): v for n, v in merged.items() if n.startswith("arm/")},
+        extras={n.removeprefix("extra/"): v for n, v in merged.items() if n.startswith("extra/")},
+        classes=system.classes,
+    )
+    return Evaluation(metrics=_metrics(system, predictions, split, loader), predictions=predictions)
+
+
+def _metrics(system: System, predictions: Predictions, split: str, loader: ClipLoader) -> dict[str, float]:
+    metrics = classification_metrics(predictions.scores, predictions.label, split)
+    for name, scores in predictions.arms.items():
+        arm = classification_metrics(scores, predictions.label, split)
+        metrics |= {f"{key}_{name}": value for key, value in arm.items() if key.endswith(("/top1", "/map", "/nll"))}
+    for name, row in system.cost().items():
+        suffix = "" if name == "main" else f"_{name}"
+        metrics[f"{split}/gmac_per_{row.per}{suffix}"] = row.gmac
+        metrics[f"{split}/params{suffix}"] = float(row.params)
+    metrics[f"{split}/num_evaluated"] = float(len(predictions.key))
+    metrics[f"{split}/num_listed"] = float(loader.num_listed)
+    return metrics

@@ -1,0 +1,331 @@
+"""Where a fit runs: Ray Train workers, local or on a cluster. The only file that imports `ray.train`.
+
+The worker entry is a module-level function whose argument is a plain dict with absolute paths, because
+Ray workers start in another directory and may run on another machine. Results are files in the work
+folder, never Ray's `Result.metrics`. Checkpoints are our own folders in the work folder (shared storage on a
+cluster), so a restart of one worker, of the group and of the whole driver are the same thing: the newest
+valid checkpoint is loaded.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import training
+from infra.settings import Settings
+from training.core.checkpoint import save_model, sha256_of
+from training.core.config import DataConfig, FitConfig, validate
+from training.core.data import ClipLoader, open_loader
+from training.core.distributed import Group
+from training.core.evaluate import evaluate
+from training.core.loop import Hooks, fit
+from training.core.stage import StageInputs
+from training.core.system import System
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """Everything a worker needs; travels as a dict."""
+
+    stage: str
+    dataset: str
+    name: str
+    """Ray run name, `<stage>-<input digest>`: the same inputs resume, other inputs start afresh (D2)."""
+    config: dict[str, Any]
+    classes: list[str]
+    shards: str
+    upstream: dict[str, str]
+    work: str
+    tracking: dict[str, str] | None
+    """MLflow tracking URI and run id."""
+    source_digest: str
+    """Fingerprint of the driver's `training` package; a worker with another one refuses to run."""
+    cpus: int
+
+
+def source_digest() -> str:
+    """Return a fingerprint of the installed `training` package."""
+    import hashlib
+
+    root = Path(training.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(f"{path.relative_to(root)}:{sha256_of(path)}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def run_fit(job: FitJob, settings: Settings) -> None:
+    """Train on Ray workers (or in this process when `settings.train_workers` is 0).
+
+    Results lie in `job.work/result/`: `model/`, `metrics.json`, `predictions.npz`.
+
+    Raises:
+        RuntimeError: workers failed more often than `settings.train_max_failures`, or the training raised.
+    """
+    with _progress(Path(job.work) / "progress.json", job.stage, settings.progress):
+        if settings.train_workers == 0:
+            train_worker(asdict(job))
+        else:
+            _run_on_ray(job, settings)
+
+
+def ray_environment() -> dict[str, str]:
+    """Variables that Ray and its workers need (authentication off on both sides, fast polls)."""
+    return {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def _run_on_ray(job: FitJob, settings: Settings) -> None:
+    for name, value in ray_environment().items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpu = torch.cuda.is_available() if settings.train_gpu is None else settings.train_gpu
+    if settings.ray_address:
+        ray.init(address=settings.ray_address, logging_level=logging.WARNING)
+    elif not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=settings.train_workers * settings.train_cpus_per_worker,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=asdict(job),
+            scaling_config=ScalingConfig(
+                num_workers=settings.train_workers,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": settings.train_cpus_per_worker, **({"GPU": 1} if gpu else {})},
+            ),
+            run_config=RunConfig(
+                name=job.name,
+                storage_path=str(Path(job.work) / "ray"),
+                failure_config=FailureConfig(max_failures=settings.train_max_failures),
+            ),
+        )
+        result = trainer.fit()
+    finally:
+        ray.shutdown()
+    if result.error is not None:
+        raise RuntimeError(f"training of {job.name} failed: {result.error}")
+
+
+def train_worker(values: dict[str, Any]) -> None:
+    """Entry of every worker: build, fit, evaluate, write the result (rank 0)."""
+    job = FitJob(**values)
+    group = _group()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("training").setLevel(logging.INFO if group.rank == 0 else logging.WARNING)
+    here = source_digest()
+    log.info("training from %s (%s), rank %d of %d", training.__file__, here, group.rank, group.world)
+    if here != job.source_digest:
+        raise RuntimeError(
+            f"this worker's training package ({training.__file__}, {here}) differs from the driver's "
+            f"({job.source_digest}); install the same commit on every node or ship it with runtime_env"
+        )
+    torch.set_num_threads(job.cpus)
+    from training.registry import all_stages
+
+    stage = all_stages()[job.stage]
+    config = validate(stage.config, job.config, f"config of {job.stage}")
+    fit_config: FitConfig = config.fit  # type: ignore[attr-defined]
+    torch.manual_seed(fit_config.seed)  # initial weights: the same on every rank
+    system = stage.build(
+        StageInputs(
+            config=config,
+            classes=tuple(job.classes),
+            upstream={name: Path(path) for name, path in job.upstream.items()},
+            initialise=True,
+        )
+    )
+    device = _device()
+    loader = _train_loader(job, config.data, fit_config, group, pin=device.type == "cuda")
+    work = Path(job.work)
+
+    def run_evaluation(candidate: System, split: str) -> Any:
+        with contextlib.closing(
+            open_loader(
+                Path(job.shards),
+                config.data,
+                split=split,
+                train=False,
+                seed=fit_config.seed,
+                rank=group.rank,
+                world=group.world,
+            )
+        ) as val:
+            return evaluate(candidate, val, split=split, device=device, precision=fit_config.precision, group=group)
+
+    metrics_logger = _logger(job, work, fit_config.steps) if group.rank == 0 else (lambda step, values: None)
+    try:
+        report = fit(
+            system,
+            loader,
+            fit_config,
+            device=device,
+            evaluate=lambda candidate: run_evaluation(candidate, "val").metrics,
+            metric=stage.metric,
+            mode=stage.mode,
+            hooks=Hooks(
+                wrap=_wrapper(group, device), log=metrics_logger, checkpoints=work / "checkpoints", group=group
+            ),
+        )
+    finally:
+        loader.close()
+    system.load_state_dict(report.weights, strict=False)
+    final = run_evaluation(system, stage.split)
+    if group.rank == 0:
+        result = work / "result"
+        result.mkdir(parents=True, exist_ok=True)
+        save_model(
+            result / "model",
+            report.weights,
+            stage=job.stage,
+            dataset=job.dataset,
+            config=config.model_dump(mode="json"),
+            classes=tuple(job.classes),
+            decoder=loader.decoder,
+        )
+        final.predictions.save(result / "predictions.npz")
+        metrics = {**final.metrics, "train/steps": float(report.steps)}
+        (result / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    group.barrier()
+
+
+def _train_loader(job: FitJob, data: DataConfig, config: FitConfig, group: Group, *, pin: bool) -> ClipLoader:
+    if data.batch_size % config.accumulate:
+        raise ValueError(f"data.batch_size {data.batch_size} is not divisible by fit.accumulate {config.accumulate}")
+    micro = data.model_copy(update={"batch_size": data.batch_size // config.accumulate})
+    return open_loader(
+        Path(job.shards),
+        micro,
+        split="train",
+        train=True,
+        seed=config.seed,
+        rank=group.rank,
+        world=group.world,
+        pin=pin,
+    )
+
+
+def _group() -> Group:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return Group(rank=dist.get_rank(), world=dist.get_world_size())
+    return Group()
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        with contextlib.suppress(ImportError, RuntimeError):
+            from ray.train.torch import get_device
+
+            return get_device()
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def _wrapper(group: Group, device: torch.device) -> Callable[[System], nn.Module]:
+    def wrap(system: System) -> nn.Module:
+        if group.world == 1:
+            return system
+        from training.layers.sync_batchnorm import convert_sync_batchnorm
+
+        convert_sync_batchnorm(system)
+        return nn.parallel.DistributedDataParallel(
+            system,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # synchronised statistics are equal already
+        )
+
+    return wrap
+
+
+def _logger(job: FitJob, work: Path, steps: int) -> Callable[[int, dict[str, float]], None]:
+    run = None
+    if job.tracking is not None:
+        from training.core.tracking import attach_run
+
+        run = attach_run(job.tracking["uri"], job.tracking["run_id"])
+
+    def write(step: int, values: dict[str, float]) -> None:
+        if run is not None:
+            run.log_metrics(values, step=step)
+        shown = {k: values[k] for k in ("train/loss", "train/reward", "train/clips_per_s", "val/top1") if k in values}
+        temporary = work / ".progress.tmp"
+        temporary.write_text(json.dumps({"step": step, "steps": steps, "values": shown, "time": time.time()}))
+        os.replace(temporary, work / "progress.json")
+
+    return write
+
+
+@contextlib.contextmanager
+def _progress(path: Path, title: str, enabled: bool) -> Iterator[None]:
+    """Draw the worker's progress file as a bar, or as a line every 10 s where stderr is no terminal."""
+    if not enabled:
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    console = Console(stderr=True)
+    stop = threading.Event()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+    def follow() -> None:
+        task = bar.add_task(title, total=1, note="starting workers")
+        last_line = time.monotonic()
+        while not stop.wait(0.5):
+            try:
+                state = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            note = " ".join(f"{k.split('/')[-1]} {v:.4g}" for k, v in state["values"].items())
+            bar.update(task, total=state["steps"], completed=state["step"], note=note)
+            if not console.is_terminal and time.monotonic() - last_line > 10:
+                last_line = time.monotonic()
+                print(f"{title}: step {state['step']}/{state['steps']} {note}", file=sys.stderr, flush=True)
+
+    with bar:
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()

@@ -1,0 +1,242 @@
+"""`run_stage`: one stage instance from its params section to its outputs.
+
+The process boundary of the project: DVC, Prefect, CI and people all call
+`python -m training run <stage>@<dataset>`. Work in progress lies in `.work/runs/`, never in an output (D2);
+one writer per instance (D3); outputs appear by renaming when everything else has succeeded.
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_specs.schema import ShardIndex, digest, read_index
+from infra.locks import die_with_parent, stage_lock
+from infra.settings import Settings
+from training.core.checkpoint import model_digest, replace_folder, sha256_of
+from training.core.config import ConfigError, StageConfig, apply_overrides, load_section, validate
+from training.core.data import open_loader, resolve_decoder
+from training.core.evaluate import evaluate
+from training.core.ray_runner import FitJob, run_fit, source_digest
+from training.core.stage import CODE_VERSION, Stage, StageInputs, StagePaths, StageRef, paths_of
+from training.registry import all_stages, family_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A stage instance with its config and paths, checked, before anything runs."""
+
+    ref: StageRef
+    stage: Stage
+    config: StageConfig
+    paths: StagePaths
+    overridden: bool
+
+
+def resolve(ref: StageRef, settings: Settings, overrides: list[str] | None = None) -> Resolved:
+    """Read and validate an instance's config.
+
+    Raises:
+        ConfigError: unknown stage, items that are not in its matrix, or a section that is not valid.
+    """
+    stages = all_stages()
+    if ref.stage not in stages:
+        raise ConfigError(f"unknown stage {ref.stage!r}; known: {', '.join(stages)}")
+    stage = stages[ref.stage]
+    known = stage.instances(ref.dataset)
+    if ref not in known:
+        raise ConfigError(f"{ref} is not an instance of {stage.name}; there are: {', '.join(map(str, known))}")
+    paths = paths_of(stage, ref, settings)
+    values = load_section(paths.params, stage.name)
+    values |= {name: load_section(paths.params, section) for name, section in stage.shared.items()}
+    values |= dict(zip(stage.matrix, ref.items, strict=True))
+    values = apply_overrides(values, overrides or [])
+    config = validate(stage.config, values, f"{paths.params}: section {stage.name!r}")
+    if config.data.decoder == "auto":
+        # Resolved once and recorded: which rung made the pixels belongs to the result (D8).
+        data = config.data.model_copy(update={"decoder": resolve_decoder("auto")})
+        config = config.model_copy(update={"data": data})
+    return Resolved(ref, stage, config, paths, bool(overrides))
+
+
+def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = None) -> Path:
+    """Run one instance and return the folder of its outputs.
+
+    With overrides the outputs go to `scratch/` and the run is tagged: they can never pass for a DVC output.
+
+    Raises:
+        ConfigError: see `resolve`.
+        FileNotFoundError: shards or an upstream model are missing.
+    """
+    die_with_parent()
+    resolved = resolve(ref, settings, overrides)
+    index = read_index(resolved.paths.shards)
+    upstream = _upstream_digests(resolved.paths)
+    config = resolved.config.model_dump(mode="json")
+    identity = {
+        "stage": str(ref),
+        "config": config,
+        "code_version": CODE_VERSION[resolved.stage.kind],
+        "shards": sha256_of(resolved.paths.shards / "index.json"),
+        "upstream": upstream,
+    }
+    input_digest = digest(identity)[:16]
+    output = (
+        settings.root.absolute() / "scratch" / ref.dataset / ref.folder if resolved.overridden else resolved.paths.run
+    )
+    with stage_lock(settings.work / f"{ref}.lock"):
+        work = settings.work.absolute() / "runs" / f"{ref.dataset}-{ref.folder}" / input_digest
+        work.mkdir(parents=True, exist_ok=True)
+        started = time.time()
+        run = _start_tracking(resolved, settings, config, index, upstream, input_digest)
+        try:
+            if resolved.stage.kind == "fit":
+                _fit(resolved, settings, config, index, work, input_digest, run)
+            elif resolved.stage.kind == "evaluate":
+                _evaluate(resolved, settings, index, work)
+            else:
+                raise ConfigError(f"stage kind {resolved.stage.kind!r} of {ref} has no runner")
+        except BaseException as error:
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        result = work / "result"
+        (result / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        _finish_tracking(run, resolved, result)
+        _publish(result, output)
+        info = {
+            "run_id": run.run_id,
+            "tracking_uri": settings.tracking_uri,
+            "input_digest": input_digest,
+            "started": started,
+            "seconds": time.time() - started,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "overridden": resolved.overridden,
+        }
+        (output / "run.json").write_text(json.dumps(info, indent=1) + "\n")
+        shutil.rmtree(work)
+    return output
+
+
+def _upstream_digests(paths: StagePaths) -> dict[str, str]:
+    digests = {}
+    for name, folder in paths.upstream.items():
+        if not folder.exists():
+            raise FileNotFoundError(f"{folder} is missing: run the upstream stage {name!r} first (`dvc repro` does)")
+        digests[name] = model_digest(folder)
+    return digests
+
+
+def _fit(
+    resolved: Resolved,
+    settings: Settings,
+    config: dict[str, Any],
+    index: ShardIndex,
+    work: Path,
+    input_digest: str,
+    run: Any,
+) -> None:
+    job = FitJob(
+        stage=resolved.stage.name,
+        dataset=resolved.ref.dataset,
+        name=f"{resolved.ref.dataset}-{resolved.ref.folder}-{input_digest}",
+        config=config,
+        classes=list(index.classes),
+        shards=str(resolved.paths.shards),
+        upstream={name: str(path) for name, path in resolved.paths.upstream.items()},
+        work=str(work),
+        tracking={"uri": settings.tracking_uri, "run_id": run.run_id},
+        source_digest=source_digest(),
+        cpus=settings.train_cpus_per_worker,
+    )
+    if (work / "result" / "metrics.json").exists():
+        log.info("%s: the fit of these inputs has already finished; publishing its result", resolved.ref)
+        return
+    run_fit(job, settings)
+
+
+def _evaluate(resolved: Resolved, settings: Settings, index: ShardIndex, work: Path) -> None:
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.set_num_threads(settings.train_cpus_per_worker)
+    system = resolved.stage.build(
+        StageInputs(config=resolved.config, classes=index.classes, upstream=resolved.paths.upstream)
+    )
+    split = resolved.stage.split
+    loader = open_loader(resolved.paths.shards, resolved.config.data, split=split, train=False, seed=0)
+    try:
+        evaluation = evaluate(system, loader, split=split, device=device)
+    finally:
+        loader.close()
+    result = work / "result"
+    result.mkdir(parents=True, exist_ok=True)
+    evaluation.predictions.save(result / "predictions.npz")
+    (result / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=1, sort_keys=True) + "\n")
+
+
+def _start_tracking(
+    resolved: Resolved,
+    settings: Settings,
+    config: dict[str, Any],
+    index: ShardIndex,
+    upstream: dict[str, str],
+    input_digest: str,
+) -> Any:
+    from training.core.tracking import ensure_store, git_facts, start_run
+
+    ensure_store(settings)
+    tags = {
+        "stage": resolved.stage.name,
+        "instance": str(resolved.ref),
+        "dataset": resolved.ref.dataset,
+        "kind": resolved.stage.kind,
+        "data_digest": index.data_digest(),
+        "eval_data_digest": index.data_digest(resolved.stage.split),
+        "config_digest": digest(config),
+        "input_digest": input_digest,
+        "upstream_model_digests": json.dumps(upstream),
+        "flow_run_id": os.environ.get("FOVEA_FLOW_RUN_ID", ""),
+        "overridden": str(resolved.overridden).lower(),
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        **git_facts(settings.root),
+    }
+    return start_run(
+        settings,
+        experiment=family_of(resolved.stage.name),
+        name=str(resolved.ref),
+        tags=tags,
+        params={"config": config},
+        resume_tag=("input_digest", input_digest),
+    )
+
+
+def _finish_tracking(run: Any, resolved: Resolved, result: Path) -> None:
+    metrics = json.loads((result / "metrics.json").read_text())
+    run.log_metrics(metrics, step=None)
+    for name in ("metrics.json", "config.json", "predictions.npz"):
+        if (result / name).exists():
+            run.log_artifact(result / name)
+    if (result / "model").exists():
+        run.set_tags({"model_digest": model_digest(result / "model")})
+    run.finish("FINISHED")
+    shown = {k: v for k, v in metrics.items() if k.endswith(("/top1", "/num_evaluated", "/num_listed"))}
+    print(f"{resolved.ref}: " + ", ".join(f"{k} {v:.4g}" for k, v in sorted(shown.items())), file=sys.stderr)
+
+
+def _publish(result: Path, output: Path) -> None:
+    """Move finished files from the work folder into the outputs, each by a rename."""
+    output.mkdir(parents=True, exist_ok=True)
+    for path in sorted(result.iterdir()):
+        if path.is_dir():
+            replace_folder(path, output / path.name)
+        else:
+            os.replace(path, output / path.name)

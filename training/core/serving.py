@@ -1,0 +1,371 @@
+"""The saved model as MLflow serves it: paths or bytes of videos in, class names and scores out.
+
+`VideoClassifier` knows nothing of MLflow; `fovea predict` uses it directly. `write_pyfunc` logs it as one
+pyfunc for all families, with the code it needs beside it, so that it loads where this repository is not.
+"""
+
+import base64
+import binascii
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.core.gate import RoundTrip
+from training.core.sample_reader import load_pictures
+
+if TYPE_CHECKING:
+    from training.core.checkpoint import LoadedModel
+    from training.core.system import ClipBatch, Prediction
+
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "numpy",
+    "pandas",
+    "av",
+    "opencv-python-headless",
+    "simplejpeg",
+    "pydantic",
+    "pydantic-settings",
+    "PyYAML",
+    "safetensors",
+    "torchmetrics",
+    "scipy",
+)
+"""What the saved model needs; written with the versions that are installed when it is saved."""
+
+PACKAGES = ("training", "data_specs", "infra")
+"""Copied into the saved model."""
+
+COPIED = (".py", ".yaml", ".txt", ".j2")
+
+SCRIPT = '''"""Entry of the saved model: MLflow runs this file when it loads the model."""
+
+from pathlib import Path
+
+import mlflow
+
+from training.core.serving import VideoClassifier
+
+
+class VideoModel(mlflow.pyfunc.PythonModel):
+    """Videos (paths, bytes or base64) to class names and scores."""
+
+    def load_context(self, context):
+        self.classifier = VideoClassifier(Path(context.artifacts["model"]))
+
+    def predict(self, context, model_input, params=None):
+        return self.classifier.predict_frame(model_input, top=int((params or {}).get("top", 5)))
+
+
+mlflow.models.set_model(VideoModel())
+'''
+
+
+class InputError(ValueError):
+    """An input is neither a readable file nor bytes of one."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Answer for one video."""
+
+    video: str
+    """Path, or `bytes:<n>` for contents without a name."""
+    classes: tuple[str, ...]
+    """Best first."""
+    scores: tuple[float, ...]
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row of the table that the model answers with."""
+        best = bool(self.classes)
+        return {
+            "video": self.video,
+            "label": self.classes[0] if best else "",
+            "score": self.scores[0] if best else float("nan"),
+            "top_classes": list(self.classes),
+            "top_scores": list(self.scores),
+            "error": self.error,
+        }
+
+
+class VideoClassifier:
+    """A model folder, ready to name what happens in videos."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from training.core.checkpoint import load_model
+
+        self.folder = folder
+        self.device = device
+        self.model: LoadedModel = load_model(folder, device)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self.model.classes
+
+    def forward(self, source: Path | bytes, key: str = "0") -> tuple["Prediction", "ClipBatch"]:
+        """Decode one video and predict; returns the prediction and the network input that it saw.
+
+        Raises:
+            Exception: what the decoder raises for a file that it cannot read.
+        """
+        import torch
+
+        raw = load_pictures(source, self.model.data_config(), decoder=self.model.decoder, key=key)
+        with torch.inference_mode():
+            batch = self.model.system.prepare(raw.to(torch.device(self.device)), train=False)
+            return self.model.system.predict(batch), batch
+
+    def scores(self, source: Path | bytes) -> NDArray[np.float32]:
+        """Return the score of each class (K,) for one video."""
+        prediction, _ = self.forward(source)
+        return np.asarray(prediction.scores_BK[0].float().cpu().numpy())
+
+    def classify(self, item: object, top: int = 5) -> Result:
+        """Classify one video given as path, bytes or base64; a broken one gives a result with `error` set."""
+        name = name_of(item)
+        try:
+            scores = self.scores(as_source(item))
+        except Exception as error:
+            return Result(name, (), (), f"{type(error).__name__}: {error}")
+        order = np.argsort(-scores, kind="stable")[: max(1, top)]
+        return Result(name, tuple(self.classes[i] for i in order), tuple(float(scores[i]) for i in order))
+
+    def predict_frame(self, model_input: object, top: int = 5) -> Any:
+        """Answer a DataFrame, list or mapping of videos with a DataFrame of one row per video."""
+        import pandas as pd
+
+        return pd.DataFrame([self.classify(item, top).as_dict() for item in items_of(model_input)])
+
+
+def name_of(item: object) -> str:
+    """Return how an input is called in answers."""
+    if isinstance(item, bytes | bytearray | memoryview):
+        return f"bytes:{len(item)}"
+    text = str(item)
+    return text if len(text) <= 1024 and not text.startswith("data:") else f"base64:{len(text)}"
+
+
+def as_source(item: object) -> Path | bytes:
+    """Turn an input into a path or bytes.
+
+    Raises:
+        InputError: no such file, and not base64 either.
+    """
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, Path):
+        text = str(item)
+    elif isinstance(item, str):
+        text = item
+    else:
+        raise InputError(f"a video is a path, bytes or base64 text, got {type(item).__name__}")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    elif len(text) < 4096 and Path(text).is_file():
+        return Path(text)
+    if len(text) >= 64:
+        try:
+            return base64.b64decode(text, validate=True)
+        except binascii.Error:
+            pass
+    raise InputError(f"{text[:200]!r} is not a file, nor base64 of one")
+
+
+def items_of(model_input: object) -> Iterator[object]:
+    """Yield the videos of whatever MLflow hands over: DataFrame, array, mapping, list or one video."""
+    import pandas as pd
+
+    if isinstance(model_input, pd.DataFrame):
+        column = "video" if "video" in model_input.columns else model_input.columns[0]
+        yield from model_input[column].tolist()
+    elif isinstance(model_input, Mapping):
+        if "video" not in model_input:
+            raise InputError(f"the input must have the column 'video', got {', '.join(map(str, model_input))}")
+        yield from items_of(model_input["video"])
+    elif isinstance(model_input, pd.Series | np.ndarray):
+        yield from model_input.reshape(-1).tolist() if isinstance(model_input, np.ndarray) else model_input.tolist()
+    elif isinstance(model_input, list | tuple):
+        for item in model_input:
+            yield item["video"] if isinstance(item, Mapping) and "video" in item else item
+    else:
+        yield model_input
+
+
+# --- saving -----------------------------------------------------------------------------------
+
+
+def requirements() -> list[str]:
+    """Return pinned requirements of the saved model, without local version labels (`+cpu`)."""
+    pins = []
+    for name in REQUIREMENTS:
+        try:
+            pins.append(f"{name}=={importlib.metadata.version(name).partition('+')[0]}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return pins
+
+
+def copy_code(target: Path) -> list[str]:
+    """Copy the packages of `PACKAGES` below `target` and return their folders."""
+    import importlib.util
+
+    folders = []
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise RuntimeError(f"package {package!r} is not importable; install the project (`make setup`)")
+        source = Path(next(iter(spec.submodule_search_locations)))
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and path.suffix in COPIED and "__pycache__" not in path.parts:
+                copy = target / package / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        folders.append(str(target / package))
+    return folders
+
+
+def signature() -> Any:
+    """Return the MLflow signature: one column of videos and the parameter `top`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "video")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "video"),
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "score"),
+                ColSpec(Array(DataType.string), "top_classes"),
+                ColSpec(Array(DataType.double), "top_scores"),
+                ColSpec(DataType.string, "error"),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
+    )
+
+
+def save_pyfunc(model_folder: Path, target: Path, metadata: Mapping[str, Any]) -> None:
+    """Save a model folder as a pyfunc directory that loads without this repository.
+
+    Args:
+        model_folder: `model.safetensors` and `model.json`.
+        target: must not exist yet.
+        metadata: facts for the `MLmodel` file.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow.pyfunc
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as temporary:
+        script = Path(temporary) / "video_model.py"
+        script.write_text(SCRIPT)
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            python_model=str(script),
+            artifacts={"model": str(model_folder)},
+            code_paths=copy_code(Path(temporary) / "code"),
+            pip_requirements=requirements(),
+            signature=signature(),
+            input_example=pd.DataFrame({"video": ["clip.mp4"]}),
+            metadata=dict(metadata),
+        )
+
+
+# --- round trip -------------------------------------------------------------------------------
+
+_CHILD = """
+import json, os, sys
+job = json.load(open(sys.argv[1]))
+# The project's own installation (editable or not) must not help.
+sys.meta_path = [f for f in sys.meta_path if not str(getattr(f, "__module__", "")).startswith("__editable__")]
+sys.path = [p for p in sys.path if os.path.realpath(p) not in job["hidden"]]
+import mlflow.pyfunc
+model = mlflow.pyfunc.load_model(job["model"])
+table = model.predict({"video": job["clips"]}, params={"top": 100000})
+import training
+json.dump({"code": training.__file__, "rows": table.to_dict("records")}, open(job["answer"], "w"))
+"""
+
+
+def predict_elsewhere(saved: Path, clips: Sequence[Path], timeout_s: float = 600) -> dict[str, Any]:
+    """Load a saved pyfunc in a new process, in another folder and with its own code, and predict.
+
+    Returns:
+        `code`: file from which the process took `training`; `rows`: answers, one per clip.
+
+    Raises:
+        RuntimeError: the process failed; its last lines are in the message.
+    """
+    hidden = [str(Path(__file__).resolve().parents[2])]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        answer = folder / "answer.json"
+        job = {
+            "model": str(saved.absolute()),
+            "clips": [str(clip.absolute()) for clip in clips],
+            "answer": str(answer),
+            "hidden": hidden,
+        }
+        (folder / "job.json").write_text(json.dumps(job))
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _CHILD, str(folder / "job.json")],
+            cwd=folder,
+            env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"the saved model does not run by itself: {done.stderr.strip()[-800:]}")
+        result: dict[str, Any] = json.loads(answer.read_text())
+    return result
+
+
+def round_trip(
+    saved: Path, clips: Mapping[str, bytes], expected: Mapping[str, NDArray[np.float32]], classes: Sequence[str]
+) -> RoundTrip:
+    """Predict clips with the saved model in a process of its own and compare with the evaluation.
+
+    Args:
+        saved: pyfunc directory.
+        clips: key → video bytes.
+        expected: key → scores (K,) of the evaluation.
+        classes: class names in the order of the scores.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = {}
+        for key, content in clips.items():
+            paths[key] = Path(temporary) / f"{key}.mp4"
+            paths[key].write_bytes(content)
+        try:
+            answer = predict_elsewhere(saved, list(paths.values()))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            return RoundTrip(len(clips), float("inf"), False, str(error))
+    code = Path(answer["code"]).resolve()
+    if not code.is_relative_to(saved.resolve()):
+        return RoundTrip(len(clips), float("inf"), False, f"the saved model took its code from {code}")
+    largest, same = 0.0, True
+    for key, row in zip(paths, answer["rows"], strict=True):
+        if row["error"]:
+            return RoundTrip(len(clips), float("inf"), False, f"clip {key}: {row['error']}")
+        by_name = dict(zip(row["top_classes"], row["top_scores"], strict=True))
+        scores = np.array([by_name[name] for name in classes])
+        largest = max(largest, float(np.abs(scores - expected[key]).max()))
+        same = same and row["label"] == classes[int(np.argmax(expected[key]))]
+    return RoundTrip(len(clips), largest, same)
