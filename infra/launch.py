@@ -32,7 +32,10 @@ class ServerError(RuntimeError):
 
 
 def run(module: str, arguments: Sequence[str] | None = None) -> int:
-    """Import a flow's module and run its `main(arguments)` with a server at hand; return the exit status."""
+    """Import a flow's module and run its `main(arguments)` with a server at hand; return the exit status.
+
+    The server ends with this process and not before, since Prefect sends its last log lines when Python exits.
+    """
     apply_defaults()
     # Each `main` says what matters itself; everything still goes to the server's log of the run.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -45,8 +48,6 @@ def run(module: str, arguments: Sequence[str] | None = None) -> int:
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    finally:
-        _stop_server()
 
 
 def wait_for_server() -> None:
@@ -65,6 +66,7 @@ def wait_for_server() -> None:
             raise ServerError(f"Prefect's temporary server ended with status {process.poll()}:\n{tail}")
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=2):
+                log.unlink(missing_ok=True)
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
@@ -91,18 +93,6 @@ def _start_server() -> None:
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = address
     _server = (process, address, Path(name))
-
-
-def _stop_server() -> None:
-    global _server
-    if _server is None:
-        return
-    process, address, log = _server
-    process.end()
-    log.unlink(missing_ok=True)
-    if os.environ.get("PREFECT_API_URL") == address:
-        del os.environ["PREFECT_API_URL"]
-    _server = None
 
 
 def _profile_has_server() -> bool:

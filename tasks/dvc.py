@@ -105,12 +105,15 @@ def graph(root: Path) -> "nx.DiGraph[str]":
 def _graph_of_index(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     from dvc.repo import Repo
 
+    def name(stage: Any) -> str:
+        """Name as seen from the root (DVC's own `addressing` is relative to the current folder)."""
+        file = os.path.relpath(stage.path, root)
+        return str(stage.name) if file == "dvc.yaml" else ":".join(filter(None, (file, getattr(stage, "name", None))))
+
     with Repo(str(root)) as repo:
         found: Any = repo.index.graph
         # DVC's edges point from a stage to what it depends on.
-        return [(after.addressing, before.addressing)[::-1] for after, before in found.edges], [
-            stage.addressing for stage in found.nodes
-        ]
+        return [(name(before), name(after)) for after, before in found.edges], [name(stage) for stage in found.nodes]
 
 
 def _graph_of_dot(text: str) -> tuple[list[tuple[str, str]], list[str]]:

@@ -144,10 +144,11 @@ def main() -> int:
     _add_family_programs()
     from infra.locks import StageLockedError
     from training.core.checkpoint import CheckpointError
+    from training.core.failures import StageFailed
 
     try:
         app(prog_name="fovea", standalone_mode=True)
-    except (ConfigError, CheckpointError, StageLockedError, FileNotFoundError) as error:
+    except (ConfigError, CheckpointError, StageFailed, StageLockedError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -87,13 +87,16 @@ def _split_s3(url: str) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _client(endpoint_url: str | None) -> Any:
-    """Return this process's S3 client (threads may share it)."""
+def _client(endpoint_url: str | None, attempts: int = 3) -> Any:
+    """Return this process's S3 client (threads may share it) that tries each request so often."""
     import boto3
     from botocore.config import Config
 
     config = Config(
-        retries={"mode": "standard", "max_attempts": 3}, connect_timeout=10, read_timeout=60, max_pool_connections=32
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=32,
     )
     return boto3.client("s3", endpoint_url=endpoint_url, config=config)
 
@@ -227,7 +230,8 @@ def _download(location: str, target: Path, size: int, checksum: str, endpoint_ur
                 time.sleep(backoff_s * 2 ** (attempt - 1))
             span = {"Range": f"bytes={done}-"} if done else {}
             try:
-                body = _client(endpoint_url).get_object(Bucket=bucket, Key=key, **condition, **span)["Body"]
+                client = _client(endpoint_url, attempts=1)  # the tries are counted here
+                body = client.get_object(Bucket=bucket, Key=key, **condition, **span)["Body"]
                 for chunk in body.iter_chunks(_CHUNK):
                     file.write(chunk)
                     sha256.update(chunk)

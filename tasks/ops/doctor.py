@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,22 +35,13 @@ class Finding(NamedTuple):
     """What to do; empty when nothing has to be done."""
 
 
-def examine(settings: Settings) -> list[Finding]:
+Check = Callable[[Settings], list[Finding]]
+
+
+def examine(settings: Settings, checks: Sequence[Check] | None = None) -> list[Finding]:
     """Look at this machine. A check that breaks is a finding itself, never an end of the report."""
-    checks: list[Callable[[Settings], list[Finding]]] = [
-        _python,
-        _ffmpeg,
-        _pyav,
-        _decoders,
-        _torch,
-        _ray,
-        _prefect,
-        _stores,
-        _gpu,
-        _machine,
-    ]
     found: list[Finding] = []
-    for check in checks:
+    for check in CHECKS if checks is None else checks:
         try:
             found += check(settings)
         except Exception as error:
@@ -118,14 +109,16 @@ def _ffmpeg(settings: Settings) -> list[Finding]:
         import imageio_ffmpeg
 
         path = imageio_ffmpeg.get_ffmpeg_exe()
+    remedy = "point FOVEA_FFMPEG to an ffmpeg, or unset it" if settings.ffmpeg else _SETUP
     try:
         first = _output([path, "-version"]).splitlines()[0]
         encoders = _output([path, "-hide_banner", "-encoders"])
     except (OSError, subprocess.SubprocessError, IndexError) as error:
-        remedy = "point FOVEA_FFMPEG to an ffmpeg that runs, or unset it" if settings.ffmpeg else _SETUP
         return [Finding("fail", "ffmpeg", f"{path} does not run: {error}", remedy)]
     match = re.match(r"ffmpeg version (\S+)", first)
-    found = [Finding("ok" if match else "fail", "ffmpeg", f"{match[1] if match else first} at {path} ({source})")]
+    if match is None:
+        return [Finding("fail", "ffmpeg", f"{path} is no ffmpeg: it says {first[:60]!r}", remedy)]
+    found = [Finding("ok", "ffmpeg", f"{match[1]} at {path} ({source})")]
     have = {line.split()[1] for line in encoders.splitlines() if len(line.split()) > 1}
     missing = [name for name in _ENCODERS if name not in have]
     extra = [name for name in ("libx265", "libvpx-vp9", "libsvtav1", "libopus") if name in have]
@@ -218,8 +211,12 @@ def _torchcodec() -> Finding:
     if done.returncode == 0:
         return Finding("ok", "torchcodec", version)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    missing = sorted({match[1] for line in lines if (match := re.search(r"(lib[\w.-]+\.so[.\d]*): cannot open", line))})
-    reason = f"cannot load {', '.join(missing)}" if missing else (lines[-1] if lines else "import fails")[:200]
+    missing = sorted({match[1] for line in lines if (match := re.search(r"(lib[\w.-]+)\.so[.\d]*: cannot open", line))})
+    reason = (
+        f"no shared library {', '.join(missing)} of a version it knows"
+        if missing
+        else (lines[-1] if lines else "import fails")[:200]
+    )
     return Finding(
         "warn",
         "torchcodec",
@@ -387,3 +384,18 @@ def _memory_gb() -> float | None:
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
     return total / 1e9
+
+
+CHECKS: tuple[Check, ...] = (
+    _python,
+    _ffmpeg,
+    _pyav,
+    _decoders,
+    _torch,
+    _ray,
+    _prefect,
+    _stores,
+    _gpu,
+    _machine,
+)
+"""All checks in the order of the report."""

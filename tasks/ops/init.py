@@ -4,7 +4,6 @@ Nothing is overwritten unless that is asked for, and every guess is written down
 comment in the specification.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +13,13 @@ from pathlib import Path
 import yaml
 
 from data_specs.load import parse_spec
-from data_specs.schema import NAME_PATTERN, ClipPolicy, DatasetSpec, ListedVideo
+from data_specs.schema import NAME_PATTERN, ClipPolicy, DatasetSpec
 from infra.settings import Settings
 from tasks.ops.init_guess import InitError, Layout, Options, Shown, guess_groups, guess_layout, raw_labels
+from tasks.ops.init_text import LABELS_INLINE, spec_text, with_inline_labels
 from tasks.ops.listing import Listing, build_listing, part_root, write_atomically
 from tasks.ops.survey import SizeEstimate, VideoFacts, estimate_sizes, local_rows, pick, survey
 
-_LABELS_INLINE = 20
 _PROBES = 200
 _SHORT_SIDE = 256
 
@@ -93,10 +92,20 @@ def propose(request: Request, settings: Settings) -> Proposal:
     clip, told = propose_clip(facts)
     reasons += [f"clip: {reason}" for reason in told]
     sizes = estimate_sizes(here, roots, clip, settings)
-    text = spec_text(name, layout, labels, request, rule, clip, len(listing.rows), reasons, sizes)
-    inline = len(labels) <= _LABELS_INLINE
+    text = spec_text(
+        name,
+        layout.source,
+        labels,
+        split_of(layout, request, rule),
+        request.seed,
+        clip,
+        len(listing.rows),
+        reasons,
+        sizes,
+    )
+    inline = len(labels) <= LABELS_INLINE
     label_text = "\n".join(labels) + "\n"
-    spec = parse_spec(_with_inline_labels(text, labels), spec_file)
+    spec = parse_spec(with_inline_labels(text, labels), spec_file)
     return Proposal(
         spec,
         spec_file,
@@ -128,7 +137,7 @@ def _assemble(
             "version": "1",
             "licence": "unknown",
             "labels": tuple(labels),
-            "parts": [{"name": "main", "source": layout.source.model_dump(), "split": _split(layout, request, rule)}],
+            "parts": [{"name": "main", "source": layout.source.model_dump(), "split": split_of(layout, request, rule)}],
             "clip": policy.model_dump(),
             "shards": {"samples_per_shard": 64, "seed": request.seed},
             "max_reject_share": 0.05,
@@ -136,7 +145,7 @@ def _assemble(
     )
 
 
-def _split(layout: Layout, request: Request, rule: str) -> str | dict[str, object]:
+def split_of(layout: Layout, request: Request, rule: str) -> str | dict[str, object]:
     """Return the split of the only part."""
     if layout.split == "official":
         return "official"
@@ -184,96 +193,6 @@ def propose_clip(facts: Sequence[VideoFacts]) -> tuple[ClipPolicy, list[str]]:
     )
     audio = "keep" if sounding else "drop"
     return ClipPolicy(representation="mp4", short_side=side, fps=fps, audio=audio), told  # type: ignore[arg-type]
-
-
-def samples_per_shard(total: int) -> int:
-    """Return a shard size: enough shards to share out among workers, none of them tiny or huge."""
-    return max(16, min(1000, 1 << max(4, (total // 24).bit_length() - 1)))
-
-
-def _scalar(value: object) -> str:
-    """Return a value as one line of YAML."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
-    )
-
-
-def spec_text(
-    name: str,
-    layout: Layout,
-    labels: Sequence[str],
-    request: Request,
-    rule: str,
-    clip: ClipPolicy,
-    total: int,
-    reasons: Sequence[str],
-    sizes: SizeEstimate | None,
-) -> str:
-    """Return the specification as commented YAML."""
-    lines = [f"# Data set {name}, proposed by `fovea data init`. What was seen:"]
-    lines += [f"#   {line}" for reason in reasons for line in _wrapped(reason)]
-    lines += [
-        f"name: {name}",
-        'version: "1"  # raise it when you change what the data set means',
-        'description: ""',
-        "licence: unknown  # say under which terms the videos may be used",
-    ]
-    if len(labels) <= _LABELS_INLINE:
-        lines += ["labels:  # in index order; append only", *(f"  - {_scalar(label)}" for label in labels)]
-    else:
-        lines.append(f"labels: {name}.txt  # data_specs/labels/{name}.txt, one per line, in index order; append only")
-    lines += [
-        "parts:  # append only: a new part makes new shards and leaves the old ones",
-        "  - name: main",
-        "    source:",
-    ]
-    source = {"kind": layout.source.kind, **layout.source.model_dump(mode="json", exclude_defaults=True)}
-    lines += [f"      {key}: {_scalar(value)}" for key, value in source.items()]
-    split = _split(layout, request, rule)
-    if isinstance(split, str):
-        lines.append(f"    split: {split}  # as the source itself says")
-    else:
-        lines.append("    split:  # whole groups, stratified by class, decided by the seed")
-        lines += [f"      {key}: {_scalar(value)}" for key, value in split.items()]
-    mp4, jpgs = ("", "")
-    if sizes is not None:
-        mp4 = f"about {human_bytes(sizes.mp4)} in all"
-        jpgs = f"jpgs with {sizes.jpgs_frames} frames: about {human_bytes(sizes.jpgs)}"
-    lines += [
-        "clip:",
-        f"  representation: mp4  # {mp4}; {jpgs}, faster to read".replace("# ; , ", "# or jpgs: "),
-        f"  short_side: {clip.short_side}  # px; smaller sources are not enlarged",
-        f"  fps: {_scalar(clip.fps)}" + ("  # as in the source" if clip.fps is None else ""),
-        f"  audio: {clip.audio}  # keep, drop, or separate (a wav member)",
-        "shards:",
-        f"  samples_per_shard: {samples_per_shard(total)}",
-        f"  seed: {request.seed}",
-        "max_reject_share: 0.05  # the ingest stops when more of the listed videos than this cannot be used",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _wrapped(text: str, width: int = 108) -> list[str]:
-    """Break a comment into lines."""
-    import textwrap
-
-    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _with_inline_labels(text: str, labels: Sequence[str]) -> str:
-    """Return the specification with its class names inline: their file is not written yet when it is checked."""
-    if len(labels) <= _LABELS_INLINE:
-        return text
-    return re.sub(r"(?m)^labels: .*$", lambda _: f"labels: {_scalar(list(labels))}", text, count=1)
-
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes for reading."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def write_proposal(proposal: Proposal, settings: Settings, force: bool = False) -> list[Path]:
@@ -337,38 +256,3 @@ def add_dataset(text: str, name: str, path: Path) -> str:
     if loaded != {**old, "datasets": [*known, name]}:
         raise InitError(f"{path}: add `- {name}` to `datasets` by hand; the list is written in an unusual way")
     return new
-
-
-def table_of_splits(rows: Sequence[ListedVideo], limit: int = 25) -> list[tuple[str, int, int, int, int]]:
-    """Return (class, train, val, test, groups) for printing, and a line with the sums."""
-    counts: dict[str, Counter[str]] = {}
-    groups: dict[str, set[str]] = {}
-    for row in rows:
-        for label in row.label.split("|"):
-            counts.setdefault(label, Counter())[row.split] += 1
-            groups.setdefault(label, set()).add(row.group)
-    lines = [(name, c["train"], c["val"], c["test"], len(groups[name])) for name, c in sorted(counts.items())]
-    if len(lines) > limit:
-        more = lines[limit:]
-        lines = [
-            *lines[:limit],
-            (f"… {len(more)} more", sum(m[1] for m in more), sum(m[2] for m in more), sum(m[3] for m in more), 0),
-        ]
-    total = Counter(row.split for row in rows)
-    return [*lines, ("all", total["train"], total["val"], total["test"], len({row.group for row in rows}))]
-
-
-def next_commands(name: str) -> list[str]:
-    """Return what to do after init."""
-    return [
-        f"fovea data check {name}            # validate the listing and a sample of the videos",
-        f"dvc repro shards@{name}            # ingest: videos to shards",
-        f"fovea reproduce {name}             # ingest, all training stages, evaluation",
-        f"fovea data page {name}             # this page again, with the shards",
-    ]
-
-
-def relative(path: Path) -> str:
-    """Return a path for reading: relative to the current folder where it is below it."""
-    text = os.path.relpath(path)
-    return str(path) if text.startswith("..") else text

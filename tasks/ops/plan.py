@@ -143,7 +143,7 @@ def _check(videos: Iterable[ListedVideo], parts: dict[str, int], dataset: str) -
     pattern = re.compile(KEY_PATTERN)
     keys: set[str] = set()
     for video in videos:
-        if not pattern.match(video.key):
+        if not pattern.fullmatch(video.key):
             raise PlanError(f"key {video.key!r} of {video.path!r} must consist of a-z, 0-9, _ and -")
         if video.key in keys:
             raise PlanError(f"key {video.key!r} is listed twice (second: {video.path!r} of part {video.part!r})")

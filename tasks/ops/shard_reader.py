@@ -1,13 +1,13 @@
 """Reads samples back from finished shards, by the offsets of their `.idx`: for checks and pages, not for training."""
 
-import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data_specs.schema import ClipRecord, IndexEntry, ShardIndex, ShardInfo
+from tasks.ops.shards import RECORD_MEMBER, read_entries
 
 
 class StoredSample(NamedTuple):
@@ -34,7 +34,7 @@ class StoredSample(NamedTuple):
 
     def record(self) -> ClipRecord:
         """Return the `json` member."""
-        return ClipRecord.model_validate_json(self.read("json"))
+        return ClipRecord.model_validate_json(self.read(RECORD_MEMBER))
 
     @property
     def video(self) -> str | None:
@@ -42,26 +42,12 @@ class StoredSample(NamedTuple):
         return next((name for name in ("mp4", "jpgs") if name in self.entry.members), None)
 
 
-def read_idx(path: Path) -> Iterator[IndexEntry]:
-    """Read the offsets beside a tar.
-
-    Raises:
-        ValueError: a line is no entry; the message names file and line.
-    """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield IndexEntry.model_validate(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not an index entry: {error}") from error
-
-
 def stored_samples(folder: Path, index: ShardIndex) -> list[StoredSample]:
     """Return all samples of a data set in the order of its shards."""
     found = []
     for info in sorted(index.shards, key=lambda shard: shard.name):
         tar = folder / info.name
-        found += [StoredSample(tar, info, entry) for entry in read_idx(tar.with_suffix(".idx"))]
+        found += [StoredSample(tar, info, entry) for entry in read_entries(tar.with_suffix(".idx"))]
     return found
 
 

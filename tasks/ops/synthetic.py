@@ -186,3 +186,14 @@ def read_config(params: Path) -> SyntheticConfig:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise ValueError(f"{params}: section 'synthetic' is not valid:\n" + "\n".join(lines)) from None
+
+
+def main_cli(params: Path, out: Path) -> None:
+    """Make the videos that a params file describes, with a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    config = read_config(params)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("synthetic videos", total=None)
+        synthesize(out, config, lambda done, total: bar.update(task, completed=done, total=total))

@@ -11,7 +11,9 @@ from data_specs.schema import SPLITS, DatasetSpec, ListedVideo, ShardIndex, Spli
 from infra.settings import Settings
 from tasks.ops import acquire
 from tasks.ops.listing import manifest_path, part_root, read_manifest
+from tasks.ops.quarantine import QuarantineRow, read_quarantine
 from tasks.ops.shard_reader import StoredSample, some, stored_samples
+from tasks.ops.shards import ShardError, verify_shards
 from tasks.ops.survey import local_rows, pick, survey
 
 _FEW_TEST = 100
@@ -184,19 +186,23 @@ def check_shards(
         index = read_index(folder)
     except ValueError as error:
         return [Result("fail", "index", str(error))]
-    problems = _index_problems(spec, index, folder, all_bytes)
-    if problems:
-        return [Result("fail", "shards", problem) for problem in problems[:_SHOWN]]
+    problems = _index_problems(spec, index, folder)
     try:
+        if all_bytes and not problems:
+            problems = list(verify_shards(folder).values())
+        if problems:
+            return [Result("fail", "shards", problem) for problem in problems[:_SHOWN]]
         samples = stored_samples(folder, index)
-    except (OSError, ValueError) as error:
+        listed = folder / "quarantine.csv"
+        quarantine = read_quarantine(listed) if listed.exists() else []
+    except (OSError, ValueError, ShardError) as error:
         return [Result("fail", "shards", str(error))]
     total = sum(shard.bytes for shard in index.shards)
     how = "checksums compared" if all_bytes else "sizes compared"
     results = [
         Result("ok", "shards", f"{len(index.shards)} shards, {len(samples)} samples, {total / 1e6:.1f} MB ({how})")
     ]
-    results += _account(rows, samples, index)
+    results += _account(rows, samples, index, quarantine)
     chosen = some(samples, sample)
     bad = [problem for problem in map(_clip_problem, chosen) if problem]
     results += [Result("fail", "clips", problem) for problem in bad[:_SHOWN]]
@@ -207,7 +213,7 @@ def check_shards(
     return results
 
 
-def _index_problems(spec: DatasetSpec, index: ShardIndex, folder: Path, all_bytes: bool) -> list[str]:
+def _index_problems(spec: DatasetSpec, index: ShardIndex, folder: Path) -> list[str]:
     """Return what is wrong with the files that `index.json` lists."""
     problems = []
     if index.dataset != spec.name:
@@ -216,17 +222,22 @@ def _index_problems(spec: DatasetSpec, index: ShardIndex, folder: Path, all_byte
         problems.append("the classes of index.json are not those of the specification; run the ingest again")
     for shard in index.shards:
         tar = folder / shard.name
-        for path, checksum in ((tar, shard.sha256), (tar.with_suffix(".idx"), shard.idx_sha256)):
+        for path in (tar, tar.with_suffix(".idx")):
             if not path.exists():
                 problems.append(f"{path} is missing; run dvc pull {folder}, or the ingest again")
             elif path == tar and path.stat().st_size != shard.bytes:
                 problems.append(f"{path} has {path.stat().st_size} bytes, index.json says {shard.bytes}")
-            elif (all_bytes or path != tar) and acquire.sha256_of(path) != checksum:
+            elif path != tar and acquire.sha256_of(path) != shard.idx_sha256:
                 problems.append(f"{path} is not the file that index.json lists (sha256 differs)")
     return problems
 
 
-def _account(rows: Sequence[ListedVideo], samples: Sequence[StoredSample], index: ShardIndex) -> list[Result]:
+def _account(
+    rows: Sequence[ListedVideo],
+    samples: Sequence[StoredSample],
+    index: ShardIndex,
+    quarantine: Sequence[QuarantineRow],
+) -> list[Result]:
     """Compare listed videos with stored samples and rejects."""
     listed = {row.key: row for row in rows}
     stored = Counter(sample.entry.key for sample in samples)
@@ -245,16 +256,19 @@ def _account(rows: Sequence[ListedVideo], samples: Sequence[StoredSample], index
                 f"{_examples(foreign + moved)}; the listing is newer than the shards, run the ingest",
             )
         )
-    rejected = sum(index.rejects.values())
-    lost = len(listed) - len(stored) - rejected
-    if lost and not results:
+    rejected = {row.key for row in quarantine}
+    if len(rejected) != sum(index.rejects.values()):
         results.append(
             Result(
                 "fail",
                 "samples",
-                f"{len(listed)} listed, {len(stored)} stored and {rejected} rejected: {lost} unaccounted",
+                f"quarantine.csv has {len(rejected)} videos, index.json counts {sum(index.rejects.values())}",
             )
         )
+    lost = [key for key in listed if key not in stored and key not in rejected]
+    if lost:
+        detail = f"{len(lost)} listed videos are neither stored nor in quarantine: {_examples(lost)}; run the ingest"
+        results.append(Result("fail", "samples", detail))
     if not results:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejects.items())) or "none"
         results.append(

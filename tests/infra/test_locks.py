@@ -23,7 +23,9 @@ def hold(path: Path, rest: str = "time.sleep(60)") -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.communicate()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def test_lock_can_be_taken_again_and_again(tmp_path):

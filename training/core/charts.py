@@ -203,8 +203,8 @@ def lines(series: Sequence[Series], title: str, percent: bool = False, width: in
         hint = f"<title>{escape(item.name)}: last {number(last)}</title>"
         for piece in pieces:
             if len(piece) == 1:
-                x, y = piece[0].split(",")
-                parts.append(f'<circle class="dot s{number_ % 5}" cx="{x}" cy="{y}" r="3">{hint}</circle>')
+                cx, cy = piece[0].split(",")
+                parts.append(f'<circle class="dot s{number_ % 5}" cx="{cx}" cy="{cy}" r="3">{hint}</circle>')
             elif piece:
                 parts.append(f'<polyline class="curve s{number_ % 5}" points="{" ".join(piece)}">{hint}</polyline>')
     if len(shown) > 1:

@@ -29,6 +29,7 @@ __all__ = [
     "LoaderStateError",
     "SampleError",
     "check_coverage",
+    "check_ranks",
     "load_clip",
     "open_loader",
     "resolve_decoder",
@@ -170,14 +171,14 @@ class ClipLoader:
                 )
         if state["decoder"] != self.decoder and not allow_decoder_change:
             raise LoaderStateError(
-                f"loader state was made with decoder {state['decoder']!r}, this run decodes with {self.decoder!r}, which may "
-                f"give other pixels; make {state['decoder']!r} work here or pass --allow-decoder-change"
+                f"loader state was made with decoder {state['decoder']!r}, this run decodes with {self.decoder!r}, "
+                f"which may give other pixels; make {state['decoder']!r} work here or pass --allow-decoder-change"
             )
         place = self._source.place(int(state["position"]))
         if any(state[field] != value for field, value in place.items()):
             raise LoaderStateError(
-                f"position {state['position']} is sample {place.get('key')!r} here, but {state.get('key')!r} in the loader "
-                "state: the order of samples has changed"
+                f"position {state['position']} is sample {place.get('key')!r} here, but {state.get('key')!r} in the "
+                "loader state: the order of samples has changed"
             )
         self._stop()
         self._position = int(state["position"])
@@ -212,10 +213,7 @@ def open_loader(
         DataError: incomplete or damaged folder, unknown split, or a batch size that ranks cannot share.
         DecodeError: the decoder cannot be used on this machine.
     """
-    if not 0 <= rank < world:
-        raise DataError(f"rank {rank} is not one of {world} ranks")
-    if config.batch_size % world:
-        raise DataError(f"data.batch_size {config.batch_size} cannot be divided between {world} ranks")
+    check_ranks(config, rank, world)
     source: Source
     if config.source == "index":
         source = IndexSource(
@@ -237,6 +235,14 @@ def open_loader(
         decoder=resolve_decoder(config.decoder),
         pin=pin,
     )
+
+
+def check_ranks(config: DataConfig, rank: int, world: int) -> None:
+    """Raise `DataError` when a rank does not exist or ranks cannot share a batch equally."""
+    if not 0 <= rank < world:
+        raise DataError(f"rank {rank} is not one of {world} ranks")
+    if config.batch_size % world:
+        raise DataError(f"data.batch_size {config.batch_size} cannot be divided between {world} ranks")
 
 
 def load_clip(source: Path | bytes, config: DataConfig, *, decoder: str, key: str = "0") -> RawBatch:

@@ -145,7 +145,11 @@ class BatchAssembler:
     def _canvas(self, count: int, sizes: Sequence[tuple[int, int]]) -> Tensor:
         height, width = (max(axis) for axis in zip(*sizes, strict=True))
         shape = (count, self._config.num_frames, height, width, 3)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+        if self._pin:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        # torch asks malloc for aligned blocks, which then do not fit into the holes that earlier batches
+        # left: the heap grows to several times its need. NumPy's blocks are reused.
+        return torch.from_numpy(np.empty(shape, dtype=np.uint8))
 
     def _finish(self, pending: _Pending) -> RawBatch:
         try:

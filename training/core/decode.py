@@ -10,17 +10,16 @@ decode from the command line; loader errors print this line.
 """
 
 import functools
-import io
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_specs.jpgs import unpack_jpgs
+from training.core.decode_rungs import RUNGS, DecodeError, opened, video_stream
 
 __all__ = [
     "LADDER",
@@ -42,10 +41,6 @@ LADDER = ("torchcodec", "pyav", "opencv")
 Frame = NDArray[np.uint8]
 Source = bytes | Path
 Index = NDArray[np.int64]
-
-
-class DecodeError(RuntimeError):
-    """A clip cannot be decoded, or has fewer frames or another size than its record says."""
 
 
 # --- ladder -----------------------------------------------------------------------------------
@@ -82,7 +77,7 @@ def resolve_decoder(name: str) -> str:
         if reason is not None:
             raise DecodeError(f"decoder {name!r} cannot be used on this machine: {reason}")
         return name
-    reasons = []
+    reasons: list[str] = []
     for rung in LADDER:
         reason = usable(rung)
         if reason is None:
@@ -118,7 +113,7 @@ def decode_clip(source: Source, positions: Index, decoder: str, out: Frame | Non
         places.setdefault(int(position), []).append(place)
     found = 0
     try:
-        for position, frame in _RUNGS[decoder](source, wanted):
+        for position, frame in RUNGS[decoder](source, wanted):
             if out is None:
                 out = np.empty((len(positions), *frame.shape), dtype=np.uint8)
             elif frame.shape != out.shape[1:]:
@@ -146,8 +141,8 @@ def count_packets(source: Source) -> int:
     import av
 
     try:
-        with av.open(_opened(source), metadata_errors="ignore") as container:
-            packets = container.demux(_video_stream(container))
+        with av.open(opened(source), metadata_errors="ignore") as container:
+            packets = container.demux(video_stream(container))
             return sum(1 for packet in packets if packet.size and not packet.is_discard)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
@@ -162,8 +157,8 @@ def count_frames(source: Source) -> int:
     import av
 
     try:
-        with av.open(_opened(source), metadata_errors="ignore") as container:
-            stream = _video_stream(container)
+        with av.open(opened(source), metadata_errors="ignore") as container:
+            stream = video_stream(container)
             return sum(1 for _ in container.decode(stream))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
@@ -217,154 +212,6 @@ def _jpeg(file: memoryview, decoder: str) -> Frame:
 
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[0]}×{shape[1]} pixels (height × width)"
-
-
-def _opened(source: Source) -> Any:
-    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
-
-
-# --- torchcodec -------------------------------------------------------------------------------
-
-
-def _torchcodec(source: Source, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
-    from torchcodec.decoders import VideoDecoder
-
-    decoder = VideoDecoder(
-        source if isinstance(source, bytes) else str(source), dimension_order="NHWC", num_ffmpeg_threads=1
-    )
-    total = decoder.metadata.num_frames
-    if total is None or wanted[-1] >= total:
-        raise DecodeError(f"frame {wanted[-1]} is wanted, but the video has {total}")
-    yield from zip(wanted, decoder.get_frames_at(wanted).data.numpy(), strict=True)
-
-
-# --- PyAV -------------------------------------------------------------------------------------
-
-
-def _pyav(source: Source, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
-    import av
-    from av.video.reformatter import VideoReformatter
-
-    with av.open(_opened(source), metadata_errors="ignore") as container:
-        stream = _video_stream(container)
-        reformatter = VideoReformatter()
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        plan = _plan(packets, wanted) if stream.codec_context.name == "h264" else None
-        frames = _counted(stream, packets, wanted) if plan is None else _by_time(stream, plan)
-        for position, frame in frames:
-            if frame.is_corrupt:
-                raise DecodeError(f"frame {position} is damaged")
-            rgb = reformatter.reformat(frame, format="rgb24", threads=1)
-            plane = rgb.planes[0]
-            pixels = np.frombuffer(plane, dtype=np.uint8).reshape(rgb.height, plane.line_size)[:, : rgb.width * 3]
-            pixels = pixels.reshape(rgb.height, rgb.width, 3)
-            yield position, np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
-
-
-def _video_stream(container: Any) -> Any:
-    if not container.streams.video:
-        raise DecodeError("it has no video stream")
-    # The first stream that is not a cover picture.
-    streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-    stream = (streams or container.streams.video)[0]
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def _counted(stream: Any, packets: list[Any], wanted: list[int]) -> Iterator[tuple[int, Any]]:
-    """Decode from the start to the last wanted frame and count."""
-    chosen, position = set(wanted), 0
-    for packet in [*packets, None]:
-        for frame in stream.codec_context.decode(packet):
-            if position in chosen:
-                yield position, frame
-            if position == wanted[-1]:
-                return
-            position += 1
-
-
-class _Plan:
-    """What to send to an H.264 decoder to get some frames: packets in decoding order, and frame numbers by time."""
-
-    def __init__(self, packets: list[Any], position: dict[int, int]) -> None:
-        self.packets = packets
-        self.position = position
-
-
-def _plan(packets: list[Any], wanted: list[int]) -> _Plan | None:
-    """Leave out groups of pictures without wanted frames; None where time stamps or groups do not allow it."""
-    shown = [packet.pts for packet in packets if not packet.is_discard]
-    if any(pts is None for pts in shown) or len(set(shown)) != len(shown) or not packets[0].is_keyframe:
-        return None
-    shown.sort()
-    if wanted[-1] >= len(shown):
-        raise DecodeError(f"frame {wanted[-1]} is wanted, but the video has {len(shown)}")
-    position = {shown[number]: number for number in wanted}
-    groups: list[list[Any]] = []
-    for packet in packets:
-        if packet.is_keyframe:
-            groups.append([])
-        groups[-1].append(packet)
-    # An open group has pictures shown before its key frame, which refer to the group before.
-    if any(packet.pts < group[0].pts for group in groups for packet in group):
-        return None
-    chosen: list[Any] = []
-    for group in groups:
-        places = [place for place, packet in enumerate(group) if packet.pts in position]
-        if places:
-            chosen += group[: places[-1] + 1]
-    return _Plan(chosen, position)
-
-
-def _by_time(stream: Any, plan: _Plan) -> Iterator[tuple[int, Any]]:
-    """Decode a plan; pictures that nothing refers to are skipped unless wanted."""
-    context = stream.codec_context
-    missing = dict(plan.position)
-    skipping = False
-    for packet in [*plan.packets, None]:
-        skip = packet is not None and packet.pts not in plan.position
-        if skip != skipping and packet is not None:
-            context.skip_frame = "NONREF" if skip else "DEFAULT"
-            skipping = skip
-        for frame in context.decode(packet):
-            position = missing.pop(frame.pts, None)
-            if position is not None:
-                yield position, frame
-                if not missing:
-                    return
-
-
-# --- OpenCV -----------------------------------------------------------------------------------
-
-
-def _opencv(source: Source, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
-    import cv2
-
-    # OpenCV does not own the stream that it reads: this name must outlive `release`.
-    stream = _opened(source)
-    capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    try:
-        if not capture.isOpened():
-            raise DecodeError("opencv cannot open it")
-        chosen = set(wanted)
-        for position in range(wanted[-1] + 1):
-            if not capture.grab():
-                return
-            if position in chosen:
-                ok, frame = capture.retrieve()
-                if not ok:
-                    raise DecodeError(f"opencv cannot decode frame {position}")
-                yield position, np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-    finally:
-        capture.release()
-        del stream
-
-
-_RUNGS: dict[str, Callable[[Source, list[int]], Iterator[tuple[int, Frame]]]] = {
-    "torchcodec": _torchcodec,
-    "pyav": _pyav,
-    "opencv": _opencv,
-}
 
 
 # --- one decode from the command line ---------------------------------------------------------

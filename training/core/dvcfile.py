@@ -34,6 +34,8 @@ SHARED_PACKAGES = ("training.layers", "training.backbones")
 OPS_PACKAGE = "tasks.ops"
 SHARDS_ENTRY = "tasks/ops/shards.py"
 """The sources that this one imports within `tasks.ops` decide what is in a shard."""
+LISTING = "tasks/ops/listing.py"
+"""What the listing and its readers do shows in the manifest, which is a dependency itself."""
 
 
 def training_entries(root: Path) -> dict[str, dict[str, Any]]:
@@ -82,36 +84,51 @@ def family_sources(root: Path, package: str) -> list[str]:
     return sorted({path.relative_to(root).as_posix() for path in own} | shared)
 
 
-def import_closure(root: Path, files: Iterable[Path], packages: tuple[str, ...]) -> set[str]:
+def import_closure(root: Path, files: Iterable[Path], packages: tuple[str, ...], without: str = "") -> set[str]:
     """Return files of `packages` that `files` import, also indirectly, as paths relative to the root.
 
     Read from the source text (also imports inside functions), so nothing is imported to find out.
+
+    Args:
+        root: Project root.
+        files: Where to start; not part of the result unless imported.
+        packages: Dotted names of packages to stay in.
+        without: A file that is left out together with what only it imports.
     """
     found: set[str] = set()
     todo = list(files)
     while todo:
-        for module in sorted(_imported_modules(todo.pop())):
-            if not f"{module}.".startswith(tuple(f"{package}." for package in packages)):
-                continue
-            base = root / module.replace(".", "/")
-            path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        for path in _imported_files(root, todo.pop(), packages):
             relative = path.relative_to(root).as_posix()
-            if path.is_file() and relative not in found:
+            if relative not in found and relative != without:
                 found.add(relative)
                 todo.append(path)
     return found
 
 
-def _imported_modules(path: Path) -> set[str]:
-    """Return every dotted name that a file imports; for `from a import b` both `a` and `a.b`."""
-    names: set[str] = set()
+def _imported_files(root: Path, path: Path, packages: tuple[str, ...]) -> list[Path]:
+    """Return the files of `packages` that a file imports directly."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            candidates = [(alias.name,) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            # `from a import b`: b is a module, or else a name that a defines.
+            candidates = [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
+        else:
+            continue
+        for names in candidates:
+            files = [file for name in names if (file := _file_of(root, name, packages))]
+            found += files[:1]
+    return sorted(set(found))
+
+
+def _file_of(root: Path, module: str, packages: tuple[str, ...]) -> Path | None:
+    if not f"{module}.".startswith(tuple(f"{package}." for package in packages)):
+        return None
+    base = root / module.replace(".", "/")
+    path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+    return path if path.is_file() else None
 
 
 def render(entries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -172,7 +189,7 @@ def _check_shards(root: Path, entry: Mapping[str, Any]) -> list[str]:
     start = root / SHARDS_ENTRY
     if not entry or not start.exists():
         return []
-    want = import_closure(root, [start], (OPS_PACKAGE,)) | {SHARDS_ENTRY}
+    want = import_closure(root, [start], (OPS_PACKAGE,), without=LISTING) | {SHARDS_ENTRY}
     have = {dep for dep in entry.get("deps", []) if dep.startswith("tasks/")}
     lacks = [f"dvc.yaml: stages.shards.deps lacks {path}, which {SHARDS_ENTRY} imports" for path in sorted(want - have)]
     extra = [f"dvc.yaml: stages.shards.deps has {path}, unused by {SHARDS_ENTRY}" for path in sorted(have - want)]

@@ -2,8 +2,7 @@
 
 A challenger is compared with the champion clip by clip on the same evaluation data; without a champion
 it has to pass floors. Three decisions exist: `passed`, `failed`, and `underpowered` (nothing speaks
-against it, but the test set is too small to say more; a person may accept it). The bounds are in
-`GateConfig`.
+against it, but the test set is too small to say more; a person may accept it). Bounds: `GateConfig`.
 """
 
 import math
@@ -133,15 +132,10 @@ class GateReport:
         }
 
     def text(self) -> str:
-        """Return decision, reason and rows as plain text."""
-        against = self.champion or "no champion"
-        lines = [f"{self.decision}: {self.challenger} against {against}: {self.reason}"]
-        columns = self.table()
-        lines += [
-            f"  [{done:>3}] {check}: {value} ({bound})"
-            for check, value, bound, done in zip(*columns.values(), strict=True)
-        ]
-        return "\n".join(lines)
+        """Return decision and rows as plain text."""
+        lines = [f"{self.decision}: {self.challenger} against {self.champion or 'no champion'}"]
+        rows = zip(*self.table().values(), strict=True)
+        return "\n".join(lines + [f"  [{mark:>3}] {check}: {value} ({bound})" for check, value, bound, mark in rows])
 
 
 # --- statistics -------------------------------------------------------------------------------

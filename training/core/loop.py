@@ -22,14 +22,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training.core.checkpoint import Checkpoint, CheckpointError, load_newest, save_checkpoint
 from training.core.config import FitConfig
 from training.core.distributed import Group
+from training.core.failures import TrainingDiverged
 from training.core.optim import build_schedule, describe_groups
 from training.core.system import Loader, Logger, System
 
 log = logging.getLogger(__name__)
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss became NaN or infinite; nothing after the last checkpoint is kept."""
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,6 @@ def cost_of(metrics: dict[str, float], split: str, arm: str = "") -> float | Non
     return None
 
 
-def arm_names(metrics: dict[str, float], split: str) -> list[str]:
-    """Return the comparison models that an evaluation reports."""
-    prefix = f"{split}/top1_"
-    return sorted(name.removeprefix(prefix) for name in metrics if name.startswith(prefix))
-
-
 def dvc_lock(root: Path) -> dict[str, Any]:
     """Return the stages of `dvc.lock`; empty where there is none."""
     path = root / "dvc.lock"
@@ -117,6 +111,7 @@ def collect_facts(
     split, metrics, index = evaluated.stage.split, evaluated.metrics, evaluated.index
     with np.load(evaluated.paths.predictions) as arrays:
         label, scores = arrays["label"], arrays["scores"]
+        arms = sorted(name.removeprefix("arm/") for name in arrays if name.startswith("arm/"))
     single = label.ndim == 1 and len(label) > 0
     correct = int((scores.argmax(axis=1) == label).sum()) if single else 0
     hashes = {
@@ -150,10 +145,7 @@ def collect_facts(
         majority=float(np.bincount(label).max() / len(label)) if single else None,
         gmac=cost_of(metrics, split),
         params=metrics.get(f"{split}/params"),
-        arms={
-            name: Arm(top1=metrics.get(f"{split}/top1_{name}"), gmac=cost_of(metrics, split, name))
-            for name in arm_names(metrics, split)
-        },
+        arms={name: Arm(top1=metrics.get(f"{split}/top1_{name}"), gmac=cost_of(metrics, split, name)) for name in arms},
         hardware=tags.get("hardware", ""),
         versions={
             "python": platform.python_version(),

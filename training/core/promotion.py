@@ -10,7 +10,7 @@ from infra.settings import Settings
 from training.core.gate import Evidence, GateConfig, GateReport, evidence_from, judge, load_gate_config
 from training.core.modelcard import Facts, card, read_facts, report_as_json
 from training.core.registration import CHALLENGER, CHAMPION, Registry, RegistryError, Version
-from training.core.tracking import file_lock
+from training.core.tracking import attach_run, file_lock
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _write_down(
 ) -> None:
     """Log the report as table and text, write the model card into the description, and tag the version."""
     accepted = report.decision == "underpowered" and accept
-    run = registry.run_of(version)
+    run = attach_run(registry.settings.tracking_uri, version.run_id)
     run.log_table(report.table(), "gate/table.json")
     run.log_text(report.text() + "\n", "gate/report.txt")
     run.log_text(report_as_json(report) + "\n", "gate/report.json")

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from training.core.config import DataConfig, FitConfig, validate
 from training.core.data import ClipLoader, open_loader
 from training.core.distributed import Group
 from training.core.evaluate import evaluate
+from training.core.failures import StageFailed
 from training.core.loop import Hooks, fit
 from training.core.stage import StageInputs
 from training.core.system import System
@@ -73,13 +75,23 @@ def run_fit(job: FitJob, settings: Settings) -> None:
     Results lie in `job.work/result/`: `model/`, `metrics.json`, `predictions.npz`.
 
     Raises:
-        RuntimeError: workers failed more often than `settings.train_max_failures`, or the training raised.
+        StageFailed: the training raised, or workers died more often than `settings.train_max_failures`.
     """
+    note = Path(job.work) / "fatal.txt"
+    note.unlink(missing_ok=True)
     with _progress(Path(job.work) / "progress.json", job.stage, settings.progress):
-        if settings.train_workers == 0:
-            train_worker(asdict(job))
-        else:
-            _run_on_ray(job, settings)
+        try:
+            if settings.train_workers == 0:
+                train_worker(asdict(job))
+            else:
+                _run_on_ray(job, settings)
+        except Exception as error:
+            if not note.exists():
+                raise StageFailed(f"training of {job.name} failed after restarts: {error}") from error
+    if note.exists():
+        message, _, trace = note.read_text().partition("\n\n")
+        log.error("%s", trace)
+        raise StageFailed(f"training of {job.name} failed: {message}")
 
 
 def ray_environment() -> dict[str, str]:
@@ -127,23 +139,38 @@ def _run_on_ray(job: FitJob, settings: Settings) -> None:
                 failure_config=FailureConfig(max_failures=settings.train_max_failures),
             ),
         )
-        result = trainer.fit()
+        trainer.fit()
     finally:
         ray.shutdown()
-    if result.error is not None:
-        raise RuntimeError(f"training of {job.name} failed: {result.error}")
+
+
+FATAL = (ValueError, TypeError, LookupError, AssertionError, OSError, ImportError, StageFailed)
+"""Errors that a restart would only repeat, unlike a peer that died in a collective."""
 
 
 def train_worker(values: dict[str, Any]) -> None:
-    """Entry of every worker: build, fit, evaluate, write the result (rank 0)."""
+    """Entry of every worker; an error that a restart cannot mend ends the fit instead of repeating it."""
     job = FitJob(**values)
+    note = Path(job.work) / "fatal.txt"
+    if note.exists():  # a restart after such an error: nothing to do but to end
+        return
     group = _group()
+    try:
+        _train(job, group)
+    except FATAL as error:
+        note.write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+        if group.world > 1:  # the others may wait in a collective; only a restart of the group frees them
+            raise
+
+
+def _train(job: FitJob, group: Group) -> None:
+    """Build, fit, evaluate, write the result (rank 0)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("training").setLevel(logging.INFO if group.rank == 0 else logging.WARNING)
     here = source_digest()
     log.info("training from %s (%s), rank %d of %d", training.__file__, here, group.rank, group.world)
     if here != job.source_digest:
-        raise RuntimeError(
+        raise StageFailed(
             f"this worker's training package ({training.__file__}, {here}) differs from the driver's "
             f"({job.source_digest}); install the same commit on every node or ship it with runtime_env"
         )

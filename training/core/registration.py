@@ -148,10 +148,6 @@ class Registry:
             text = text[: 5000 - len(note)] + note
         self._mlflow.update_model_version(version.name, version.version, description=text)
 
-    def run_of(self, version: Version) -> Run:
-        """Return a handle on the registration run."""
-        return Run(self.settings.tracking_uri, version.run_id)
-
     def fetch_evaluation(self, version: Version, target: Path) -> Path:
         """Download what was evaluated: `predictions.npz`, `metrics.json`, `facts.json`.
 
@@ -280,6 +276,19 @@ def read_evaluated(settings: Settings, ref: StageRef, stage: Stage, family: str)
         config=json.loads(paths.config.read_text()),
         metrics=json.loads(paths.metrics.read_text()),
     )
+
+
+def evaluations(settings: Settings, dataset: str) -> list[tuple[str, StageRef]]:
+    """Return (family, evaluate instance) of every evaluation of a model whose outputs are on disk."""
+    from training.registry import all_stages, family_of
+
+    return [
+        (family_of(stage.name), ref)
+        for stage in all_stages().values()
+        if stage.kind == "evaluate" and stage.subject is not None
+        for ref in stage.instances(dataset)
+        if paths_of(stage, ref, settings).predictions.exists()
+    ]
 
 
 def register(settings: Settings, ref: StageRef) -> Version:

@@ -254,7 +254,7 @@ def _policy(shown: Shown) -> dict[str, Any] | None:
         "overall": _markup(heat(maps_THW.mean(0), "patch positions, all frames", 220)),
         "frames": [_markup(heat(maps_THW[t], f"patch positions, frame {t + 1}", 88)) for t in chosen],
         "patch": f"{int(patch.min())}" if patch.min() == patch.max() else f"{int(patch.min())} to {int(patch.max())}",
-        "note": f"{places} different positions were chosen; from one frame to the next the patch moved in {moved:.0%}.",
+        "note": f"Positions chosen: {places}. From one frame to the next the patch moved in {moved:.0%} of the cases.",
     }
 
 
@@ -277,8 +277,8 @@ def _clips(settings: Settings, shown: Shown) -> tuple[dict[str, Any], str]:
     samples = read_samples(shards, [str(shown.arrays["key"][i]) for i in right + wrong], facts.split)
     decoder = resolve_decoder(config.decoder)
     return {
-        "examples": strips(right, samples, shown.arrays, config, decoder),
-        "wrong": strips(wrong, samples, shown.arrays, config, decoder),
+        "examples": strips(right, samples, shown.arrays, config, decoder, 8),
+        "wrong": strips(wrong, samples, shown.arrays, config, decoder, 4),
         "wrong_total": total,
     }, ""
 

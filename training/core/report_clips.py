@@ -12,7 +12,6 @@ from training.core.overlay import COLOUR
 
 STRIP_HEIGHT = 112
 """Pixels of a frame in a strip; small inputs are enlarged, large ones reduced."""
-MAX_FRAMES = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,10 @@ def input_frames(clip: bytes, config: DataConfig, decoder: str) -> NDArray[np.ui
 
 
 def film_strip(
-    frames_THWC: NDArray[np.uint8], origin_T2: NDArray[np.generic] | None = None, patch: float | None = None
+    frames_THWC: NDArray[np.uint8],
+    origin_T2: NDArray[np.generic] | None = None,
+    patch: float | None = None,
+    most: int = 8,
 ) -> str:
     """Return a row of frames as a data: URI (JPEG), with a square at each frame's patch.
 
@@ -45,10 +47,11 @@ def film_strip(
         frames_THWC: network input.
         origin_T2: (y, x) of the patch in input pixels.
         patch: its side, input pixels.
+        most: frames to show, evenly spaced.
     """
     import cv2
 
-    chosen = np.unique(np.linspace(0, len(frames_THWC) - 1, min(MAX_FRAMES, len(frames_THWC))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(frames_THWC) - 1, min(most, len(frames_THWC))).round().astype(int))
     scale = STRIP_HEIGHT / frames_THWC.shape[1]
     width = round(frames_THWC.shape[2] * scale)
     way = cv2.INTER_NEAREST if scale >= 1.5 else cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -60,7 +63,7 @@ def film_strip(
             y, x = (float(v) * scale for v in origin_T2[index])
             corner = (round(x), round(y)), (round(x + patch * scale) - 1, round(y + patch * scale) - 1)
             cv2.rectangle(frame, *corner, (0, 0, 0), 3)
-            cv2.rectangle(frame, *corner, COLOUR, 1)
+            cv2.rectangle(frame, *corner, COLOUR, 2)
         parts += [frame, gap]
     row = np.concatenate(parts[:-1], axis=1)
     done, content = cv2.imencode(".jpg", cv2.cvtColor(row, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
@@ -113,8 +116,9 @@ def strips(
     arrays: Mapping[str, NDArray[np.generic]],
     config: DataConfig,
     decoder: str,
+    most: int,
 ) -> list[Strip]:
-    """Return a strip for each chosen row of the predictions."""
+    """Return a strip of at most `most` frames for each chosen row of the predictions."""
     from training.core.sample_reader import clip_of, source_name
 
     classes = [str(name) for name in arrays["classes"]]
@@ -130,6 +134,7 @@ def strips(
             frames,
             None if origins is None else origins[i],
             None if patch is None else float(np.asarray(patch[i], dtype=np.float64)),
+            most,
         )
         truth = classes[int(np.asarray(arrays["label"][i]))]
         made.append(Strip(image, f"frames of {key}", f"{truth}; named {named} · {source_name(samples[key]) or key}"))

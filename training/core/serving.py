@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from training.core.gate import RoundTrip
 from training.core.sample_reader import load_pictures
+from training.core.tracking import quiet
 
 if TYPE_CHECKING:
     from training.core.checkpoint import LoadedModel
@@ -191,7 +193,9 @@ def items_of(model_input: object) -> Iterator[object]:
 
     if isinstance(model_input, pd.DataFrame):
         column = "video" if "video" in model_input.columns else model_input.columns[0]
-        yield from model_input[column].tolist()
+        # MLflow turns {"video": [a, b]} into one row that holds the list.
+        for item in model_input[column].tolist():
+            yield from items_of(item) if isinstance(item, list | tuple | np.ndarray) else (item,)
     elif isinstance(model_input, Mapping):
         if "video" not in model_input:
             raise InputError(f"the input must have the column 'video', got {', '.join(map(str, model_input))}")
@@ -267,11 +271,13 @@ def save_pyfunc(model_folder: Path, target: Path, metadata: Mapping[str, Any]) -
         target: must not exist yet.
         metadata: facts for the `MLmodel` file.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow.pyfunc
+    quiet()
     import pandas as pd
 
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import mlflow.pyfunc
+
         script = Path(temporary) / "video_model.py"
         script.write_text(SCRIPT)
         mlflow.pyfunc.save_model(
@@ -284,6 +290,10 @@ def save_pyfunc(model_folder: Path, target: Path, metadata: Mapping[str, Any]) -
             input_example=pd.DataFrame({"video": ["clip.mp4"]}),
             metadata=dict(metadata),
         )
+    for warning in caught:
+        # MLflow recommends type hints for `predict`, even for its own classes, and changes the warning filters.
+        if "type hint" not in str(warning.message) and issubclass(warning.category, UserWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 # --- round trip -------------------------------------------------------------------------------
@@ -322,7 +332,7 @@ def predict_elsewhere(saved: Path, clips: Sequence[Path], timeout_s: float = 600
             "hidden": hidden,
         }
         (folder / "job.json").write_text(json.dumps(job))
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+        environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
         done = subprocess.run(
             [sys.executable, "-I", "-c", _CHILD, str(folder / "job.json")],
             cwd=folder,

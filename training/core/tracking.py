@@ -16,11 +16,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from infra.settings import Settings
-
-T = TypeVar("T")
 
 TAGS = (
     "stage",  # `adafocus_eval`
@@ -67,10 +65,19 @@ class RunRecord:
     """Last value of each."""
 
 
-def client(tracking_uri: str) -> Any:
-    """Return an `MlflowClient` of a store, with MLflow's telemetry off unless it was asked for."""
+def quiet() -> None:
+    """Turn MLflow's telemetry and its progress bars off, unless the environment asks for them.
+
+    Has to come before the first import of MLflow, which reads these variables.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def client(tracking_uri: str) -> Any:
+    """Return an `MlflowClient` of a store."""
+    quiet()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
@@ -114,7 +121,7 @@ def _artifact_root(settings: Settings) -> str:
 
 def _create_sqlite(path: Path, artifact_root: str) -> None:
     """Create the tables in `<path>.new` and rename: a killed process leaves no half-made store."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    quiet()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)

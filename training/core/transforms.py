@@ -143,9 +143,9 @@ def resample_clips(frames_BTHWC: Tensor, size_B2: Tensor, box_B4: Tensor, flip_B
         for start in range(0, batch, step):
             part = slice(start, start + step)
             pixels = frames_BTHWC[part].float().flatten(3)
-            narrow = (rows[part, None] @ pixels).unflatten(3, (width, channels))
+            narrow = (rows[part, None] @ pixels).view(-1, frames, side, width, channels)
             flat = narrow.permute(0, 4, 1, 2, 3).reshape(-1, channels * frames * side, width)
-            result[part] = (flat @ columns[part].mT).unflatten(1, (channels, frames, side))
+            result[part] = (flat @ columns[part].mT).view(-1, channels, frames, side, side)
     return result
 
 
@@ -157,6 +157,8 @@ def _weights(start_B: Tensor, length_B: Tensor, limit_B: Tensor, flip_B: Tensor,
     scale = (length_B / side)[:, None]
     # Pixels are squares with their centre at .5 (the half-pixel convention).
     centre = start_B[:, None] + (target + 0.5) * scale - 0.5
+    # A box may reach over the clip's edge: there the edge repeats.
+    centre = torch.minimum(centre.clamp_min(-0.5), limit_B[:, None] - 0.5)
     pixel = torch.arange(extent, device=device, dtype=torch.float32)
     distance = (pixel - centre[:, :, None]).abs() / scale.clamp_min(1)[:, :, None]
     weight = (1 - distance).clamp_min(0) * (pixel < limit_B[:, None, None])

@@ -90,7 +90,9 @@ def test_constant_rate_when_asked(video_maker, tmp_path):
 
 def test_variable_rate_becomes_constant(video_maker, tmp_path):
     # Every third frame of the first second is missing.
-    path = video_maker.pattern("vfr.mkv", "-vf", r"select=not(eq(mod(n\,3)\,2)*lt(t\,1))", "-fps_mode", "vfr", seconds=3)
+    path = video_maker.pattern(
+        "vfr.mkv", "-vf", r"select=not(eq(mod(n\,3)\,2)*lt(t\,1))", "-fps_mode", "vfr", seconds=3
+    )
     clip = encode(path, tmp_path, fps=25)
     assert clip.num_frames == pytest.approx(75, abs=1)
     with opened(clip.members["mp4"]) as container:

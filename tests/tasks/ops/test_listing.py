@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,45 @@ def test_foreign_manifest_is_refused(tmp_path: Path) -> None:
     path.write_text("a,b\n")
     with pytest.raises(ValueError, match=r"x\.csv:1: columns are"):
         read_manifest(path)
+
+
+@pytest.fixture(scope="module")
+def s3_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings for a real S3 server (moto) on loopback whose bucket `videos` holds three objects."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "dummy")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.delenv("AWS_PROFILE", raising=False)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        try:
+            host, port = server.get_host_and_port()
+            url = f"http://{host}:{port}"
+            patch.setenv("AWS_ENDPOINT_URL", url)
+            client = boto3.client("s3", endpoint_url=url)
+            client.create_bucket(Bucket="videos")
+            for name in ("set/run/a b.mp4", "set/jump/é.mp4", "other/run/c.mp4"):
+                client.put_object(Bucket="videos", Key=name, Body=name.encode())
+            yield Settings(root=tmp_path_factory.mktemp("s3"), progress=False)
+        finally:
+            server.stop()
+
+
+def test_remote_folder_and_urls(s3_settings: Settings) -> None:
+    rows = build_listing(make_spec(folder_part(root="s3://videos/set", split="train")), s3_settings).rows
+    assert {(r.path, r.label) for r in rows} == {("run/a b.mp4", "run"), ("jump/é.mp4", "jump")}
+    for row in rows:
+        body = f"set/{row.path}".encode()
+        assert (row.size, row.checksum) == (len(body), hashlib.md5(body).hexdigest())
+    table = s3_settings.root / "list.csv"
+    table.write_text("path,label\ns3://videos/other/run/c.mp4,run\ns3://videos/other/gone.mp4,run\nrun/a b.mp4,run\n")
+    source = {"kind": "csv", "root": "s3://videos/set", "file": "list.csv"}
+    rows = build_listing(make_spec({"name": "main", "source": source, "split": "train"}), s3_settings).rows
+    sizes = {r.path: r.size for r in rows}
+    assert sizes["s3://videos/other/gone.mp4"] is None
+    assert (sizes["s3://videos/other/run/c.mp4"], sizes["run/a b.mp4"]) == (15, 15)

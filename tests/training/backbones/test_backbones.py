@@ -108,13 +108,13 @@ def test_public_layout_loads_by_path(tmp_path, build, layout, head):
     renamed[victim + "s"] = renamed.pop(victim)
     torch.save(renamed, path)
     with pytest.raises(WeightError, match=victim):
-        load_weights(build(), path)
+        load_weights(net, path)
 
     other_head = {**state, **{n: v[:10] for n, v in state.items() if n.startswith(head[:-1])}}
     torch.save({"state_dict": {f"module.{n}": v for n, v in other_head.items()}}, path)
     with pytest.raises(WeightError, match="mismatched"):
-        load_weights(build(), path)
-    assert len(load_weights(build(), path, ignore=[head]).matched) == len(layout) - 2
+        load_weights(net, path)
+    assert len(load_weights(net, path, ignore=[head]).matched) == len(layout) - 2
 
 
 @pytest.mark.parametrize(

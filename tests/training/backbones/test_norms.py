@@ -21,7 +21,7 @@ def folded_network():
 
 def test_eval_mode_is_unchanged_and_train_mode_follows():
     net = folded_network()
-    x = torch.randn(16, 3, 64, 64)
+    x = torch.randn(16, 3, 48, 48)
     net.eval()
     with torch.no_grad():
         before = net(x)

@@ -1,0 +1,84 @@
+"""`python -m tasks` as a process: light start, exit codes, messages without traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_specs.load import load_spec
+from infra.settings import Settings
+from tasks.ops.listing import read_manifest, write_manifest
+
+
+def run(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    env = os.environ | {"FOVEA_ROOT": str(root), "FOVEA_PROGRESS": "false"}
+    return subprocess.run(
+        [sys.executable, "-m", "tasks", *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=80
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "data_specs" / "datasets"
+    folder.mkdir(parents=True)
+    (folder / "plain.yaml").write_text(
+        "name: plain\nversion: '1'\nlicence: CC0-1.0\nlabels: [a]\n"
+        "parts: [{name: main, source: {kind: folder, root: raw}, split: train}]\n"
+        "clip: {representation: mp4, short_side: 32, fps: null, audio: drop}\n"
+        "shards: {samples_per_shard: 4, seed: 0}\nmax_reject_share: 0\n"
+    )
+    (tmp_path / "raw" / "a").mkdir(parents=True)
+    (tmp_path / "raw" / "a" / "x.mp4").write_bytes(b"bytes")
+    return tmp_path
+
+
+def test_manifest(root: Path) -> None:
+    done = run(root, "manifest", "plain")
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.strip())
+    assert path == root / "data" / "manifests" / "plain.csv"
+    assert [row.path for row in read_manifest(path)] == ["a/x.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("manifest", "plane"), "error: no data set 'plane'"),
+        (("data", "retry", "plain"), "error: say what to retry"),
+        (("data", "retry", "plain", "--reason", "corupt"), "did you mean 'corrupt'"),
+        (("data", "init", "nowhere"), "nowhere does not exist"),
+        (("data", "init", "raw", "--where", "x"), "must be column=value"),
+    ],
+)
+def test_errors_are_messages(root: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = run(root, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_has_an_exit_code(root: Path) -> None:
+    assert run(root, "data", "check", "plain").returncode == 1  # not listed yet
+    write_manifest(load_spec("plain", root / "data_specs" / "datasets"), Settings(root=root))
+    done = run(root, "data", "check", "plain")
+    assert done.returncode == 0, done.stdout
+    assert "not_a_video" in done.stdout
+
+
+def test_list(root: Path) -> None:
+    lines = run(root, "data", "list").stdout.splitlines()
+    assert any(line.split()[:4] == ["plain", "1", "classes", "specified"] for line in lines)
+    assert any(line.startswith("ucf101") for line in lines)
+
+
+def test_listing_starts_light(root: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['tasks', 'manifest', 'plain']\nfrom tasks.__main__ import main\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code\n"
+        "print(sorted({'torch', 'ray', 'prefect', 'av', 'boto3', 'numpy', 'mlflow'} & set(sys.modules)))"
+    )
+    env = os.environ | {"FOVEA_ROOT": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True, timeout=80)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

@@ -1,0 +1,237 @@
+"""Real shards made of tiny encoded videos, laid out as `data_specs.schema` says.
+
+Clips are 32 to 64 pixels of noise over a coloured background (colour = class) with the frame number
+written into the picture as eight bright or dark blocks, so tests can read back which frames were decoded.
+"""
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data_specs.jpgs import pack_jpgs
+from data_specs.schema import (
+    SHARD_FORMAT,
+    ClipRecord,
+    Encoder,
+    IndexEntry,
+    ShardIndex,
+    ShardInfo,
+    digest,
+)
+
+CLASSES = ("blue", "green", "red")
+SPLIT_SIZES = {"train": 24, "val": 10, "test": 11}
+SIZES = ((32, 48), (48, 64), (64, 48), (40, 40))
+"""Height and width of clip number i modulo 4."""
+
+
+def draw_clip(number: int, label: int, height: int, width: int, num_frames: int) -> NDArray[np.uint8]:
+    """Return (T,H,W,3): class colour, noise, and the frame number in blocks along the top."""
+    rng = np.random.default_rng(number)
+    frames = rng.integers(0, 40, (num_frames, height, width, 3)).astype(np.uint8)
+    frames[..., 2 - label] += 120
+    block = width // 8
+    for frame in range(num_frames):
+        for bit in range(8):
+            frames[frame, :8, bit * block : (bit + 1) * block] = 230 if frame >> bit & 1 else 20
+    return frames
+
+
+def read_frame_number(frame: NDArray[np.uint8]) -> int:
+    """Return the number that `draw_clip` wrote into a frame (H,W,3)."""
+    block = frame.shape[1] // 8
+    return sum(int(frame[2:6, bit * block + 1 : (bit + 1) * block - 1].mean() > 125) << bit for bit in range(8))
+
+
+def encode_mp4(frames: NDArray[np.uint8], path: Path, *options: str, fps: int = 10) -> bytes:
+    """Encode (T,H,W,3) as H.264 with the wheel's ffmpeg."""
+    import imageio_ffmpeg
+
+    height, width = frames.shape[1:3]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-threads", "1"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    command += ["-c:v", "libx264", "-preset", "ultrafast", "-crf", "18", "-pix_fmt", "yuv420p"]
+    command += ["-movflags", "+faststart", *options, str(path)]
+    subprocess.run(command, input=frames.tobytes(), check=True, timeout=60)
+    return path.read_bytes()
+
+
+def write_shard(folder: Path, name: str, samples: list[tuple[ClipRecord, dict[str, bytes]]], split: str) -> ShardInfo:
+    """Write one tar with webdataset's writer and its `.idx`; return its line of the index."""
+    import webdataset as wds
+
+    path = folder / f"{name}.tar"
+    with wds.TarWriter(str(path), mtime=0) as writer:
+        for record, members in samples:
+            writer.write({"__key__": record.key, "json": record.model_dump_json().encode(), **members})
+    places: dict[str, dict[str, tuple[int, int]]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            places.setdefault(key, {})[extension] = (member.offset_data, member.size)
+    lines = [
+        IndexEntry(
+            key=record.key, label=record.label, num_frames=record.num_frames, members=places[record.key]
+        ).model_dump_json()
+        for record, _ in samples
+    ]
+    idx = "".join(line + "\n" for line in lines).encode()
+    path.with_suffix(".idx").write_bytes(idx)
+    content = path.read_bytes()
+    return ShardInfo(
+        name=path.name,
+        part="main",
+        split=split,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        samples=len(samples),
+        idx_sha256=hashlib.sha256(idx).hexdigest(),
+        plan_digest=digest(name),
+    )
+
+
+def write_set(
+    folder: Path,
+    splits: dict[str, list[tuple[ClipRecord, dict[str, bytes]]]],
+    *,
+    representation: Any = "mp4",
+    per_shard: int = 6,
+    classes: tuple[str, ...] = CLASSES,
+) -> Path:
+    """Write a whole data set: shards, labels.txt, index.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for split, samples in splits.items():
+        for start in range(0, len(samples), per_shard):
+            name = f"main-{split}-{start // per_shard:05d}"
+            shards.append(write_shard(folder, name, samples[start : start + per_shard], split))
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in classes))
+    index = ShardIndex(
+        format=SHARD_FORMAT,
+        dataset="tiny",
+        spec_digest=digest("tiny"),
+        representation=representation,
+        encoder=Encoder(name="ffmpeg", version="wheel"),
+        classes=classes,
+        shards=tuple(shards),
+        rejects={"corrupt": 1},
+        # One listed video of each split was rejected.
+        listed={split: len(samples) + 1 for split, samples in splits.items()},
+    )
+    (folder / "index.json").write_text(json.dumps(index.model_dump(mode="json"), indent=1))
+    return folder
+
+
+def make_samples(scratch: Path, split: str, count: int, first: int) -> list[tuple[ClipRecord, dict[str, bytes]]]:
+    """Draw and encode the clips of one split; classes in turn, 10 to 13 frames."""
+    samples = []
+    for number in range(first, first + count):
+        height, width = SIZES[number % len(SIZES)]
+        label, num_frames = number % len(CLASSES), 10 + number % 4
+        frames = draw_clip(number, label, height, width, num_frames)
+        options = ("-g", "4", "-bf", "2") if number % 2 else ("-bf", "2", "-preset", "veryfast")
+        content = encode_mp4(frames, scratch / "clip.mp4", *options)
+        record = make_record(f"clip-{number:03d}", split, label, num_frames, height, width)
+        samples.append((record, {"mp4": content}))
+    return samples
+
+
+def make_record(key: str, split: str, label: Any, num_frames: int, height: int, width: int, **more: Any) -> ClipRecord:
+    """Return the record of a drawn clip."""
+    return ClipRecord(
+        key=key,
+        source=f"{key}.mp4",
+        part="main",
+        split=split,
+        group=key,
+        label=label,
+        num_frames=num_frames,
+        fps=10.0,
+        width=width,
+        height=height,
+        duration_s=num_frames / 10,
+        has_audio=False,
+        **more,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shard folder with splits train (24), val (10), test (11); 3 classes; do not write into it."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    first, splits = 0, {}
+    for split, count in SPLIT_SIZES.items():
+        splits[split] = make_samples(scratch, split, count, first)
+        first += count
+    return write_set(tmp_path_factory.mktemp("data") / "shards" / "tiny", splits)
+
+
+@pytest.fixture(scope="session")
+def jpgs_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shard folder of `jpgs` samples: every second frame of a clip of 16 is stored; 6 train clips."""
+    import simplejpeg
+
+    samples = []
+    for number in range(6):
+        height, width = SIZES[number % len(SIZES)]
+        frames = draw_clip(number, number % 3, height, width, 16)
+        stored = tuple(range(0, 16, 2))
+        files = [simplejpeg.encode_jpeg(np.ascontiguousarray(frames[i]), quality=95) for i in stored]
+        record = make_record(f"clip-{number:03d}", "train", number % 3, 16, height, width, frame_index=stored)
+        samples.append((record, {"jpgs": pack_jpgs(files)}))
+    return write_set(tmp_path_factory.mktemp("data") / "jpgs", {"train": samples}, representation="jpgs", per_shard=3)
+
+
+@pytest.fixture(scope="session")
+def shard_writer() -> Callable[..., Path]:
+    """`write_set`, for tests that need shards of their own."""
+    return write_set
+
+
+@pytest.fixture(scope="session")
+def sample_maker() -> Callable[..., list[tuple[ClipRecord, dict[str, bytes]]]]:
+    """`make_samples`."""
+    return make_samples
+
+
+@pytest.fixture(scope="session")
+def clip_drawer() -> Callable[..., NDArray[np.uint8]]:
+    """`draw_clip`."""
+    return draw_clip
+
+
+@pytest.fixture(scope="session")
+def mp4_encoder() -> Callable[..., bytes]:
+    """`encode_mp4`."""
+    return encode_mp4
+
+
+@pytest.fixture(scope="session")
+def frame_number() -> Callable[[NDArray[np.uint8]], int]:
+    """`read_frame_number`."""
+    return read_frame_number
+
+
+@pytest.fixture(scope="session")
+def tar_bytes() -> Callable[[dict[str, bytes]], bytes]:
+    """Return a function that makes a plain tar of named files, as a foreign tool would."""
+
+    def make(files: dict[str, bytes]) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return buffer.getvalue()
+
+    return make

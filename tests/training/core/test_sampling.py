@@ -1,0 +1,102 @@
+"""Order of samples and choice of frames."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.core.config import DataConfig, TransformConfig
+from training.core.sampling import clip_seed, epoch_order, frame_positions, nearest_stored
+
+TRANSFORM = TransformConfig(size=32, train_crop="center", eval_short_side=32, flip=False, normalise="imagenet")
+
+
+def config(**changes: Any) -> DataConfig:
+    return DataConfig(num_frames=4, sampling="segments", batch_size=1, transform=TRANSFORM).model_copy(update=changes)
+
+
+def positions(num_frames: int, *, train: bool = False, seed: int = 0, **changes: Any) -> list[int]:
+    return frame_positions(num_frames, config(**changes), train=train, seed=seed).tolist()
+
+
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
+    orders = {(seed, epoch): epoch_order(50, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)}
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+    assert len({tuple(order) for order in orders.values()}) == 4
+    assert epoch_order(50, 0, 1).tolist() == orders[0, 1]
+
+
+def test_order_is_fixed_for_ever() -> None:
+    # Checkpoints of earlier versions continue only if these never change.
+    assert epoch_order(8, 3, 2).tolist() == [2, 3, 6, 4, 1, 7, 5, 0]
+    assert clip_seed(3, 2, "clip") == 1045403892706202189
+
+
+def test_clip_seeds_are_63_bit_and_distinct() -> None:
+    seeds = {clip_seed(seed, epoch, f"k{key}") for seed in range(3) for epoch in range(3) for key in range(100)}
+    assert len(seeds) == 900
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+    assert max(seeds) > 1 << 61
+    assert clip_seed(1, 23, "k") != clip_seed(12, 3, "k")
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "expected"),
+    [
+        (1, [0, 0, 0, 0]),
+        (3, [0, 1, 2, 2]),
+        (4, [0, 1, 2, 3]),
+        (5, [0, 1, 3, 4]),
+        (8, [1, 3, 5, 7]),
+        (100, [12, 37, 62, 87]),
+    ],
+)
+def test_evaluation_takes_the_middle_of_each_part(num_frames: int, expected: list[int]) -> None:
+    assert positions(num_frames) == expected
+    assert positions(num_frames, seed=99) == expected
+
+
+def test_training_takes_a_random_frame_of_each_part() -> None:
+    seen: list[set[int]] = [set() for _ in range(4)]
+    for seed in range(300):
+        for part, position in enumerate(positions(10, train=True, seed=seed)):
+            seen[part].add(position)
+    assert seen == [{0, 1}, {2, 3, 4}, {5, 6}, {7, 8, 9}]
+    assert positions(10, train=True, seed=5) == positions(10, train=True, seed=5)
+
+
+def test_training_positions_are_uniform() -> None:
+    counts = np.zeros(20)
+    for seed in range(2000):
+        counts[positions(20, train=True, seed=clip_seed(0, 0, str(seed)))] += 1
+    # Each of the 20 frames is expected 400 times, standard deviation 18.
+    assert np.abs(counts - 400).max() < 90
+
+
+def test_many_frames_of_one_clip_are_drawn_independently() -> None:
+    drawn = frame_positions(64 * 64, config(num_frames=64), train=True, seed=1)
+    assert len(set((drawn % 64).tolist())) > 30
+
+
+def test_short_clips_repeat_the_last_frame_in_training_too() -> None:
+    assert positions(3, train=True, seed=4) == [0, 1, 2, 2]
+
+
+def test_dense_sampling() -> None:
+    dense = {"sampling": "dense", "stride": 3}
+    assert positions(20, **dense) == [5, 8, 11, 14]
+    starts = {positions(20, train=True, seed=seed, **dense)[0] for seed in range(200)}
+    assert starts == set(range(11))
+    assert positions(10, **dense) == [0, 3, 6, 9]
+    assert positions(8, **dense) == positions(8, train=True, seed=3, **dense) == [0, 3, 6, 7]
+
+
+def test_a_clip_without_frames_is_an_error() -> None:
+    with pytest.raises(ValueError, match="0 frames"):
+        positions(0)
+
+
+def test_nearest_stored_frame() -> None:
+    places = nearest_stored(np.array([0, 4, 5, 6, 11, 40]), (2, 6, 10))
+    assert places.tolist() == [0, 0, 1, 1, 2, 2]
+    assert nearest_stored(np.array([3, 9]), (5,)).tolist() == [0, 0]
