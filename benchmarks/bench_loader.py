@@ -159,7 +159,11 @@ def workers(shards: Path, config: DataConfig, decoder: str) -> Callable[[], floa
             wds.map(functools.partial(_decode_sample, config=config, decoder=decoder)),
         )
         loading = torch.utils.data.DataLoader(
-            dataset, config.batch_size, num_workers=config.threads, persistent_workers=True
+            dataset,
+            config.batch_size,
+            num_workers=config.threads,
+            persistent_workers=True,
+            multiprocessing_context="spawn",
         )
         for _ in loading:  # starts the processes, which is not counted
             break

@@ -87,10 +87,7 @@ def supervise(
         raise
     finally:
         os.close(end)
-    child = Supervised(process, hold)
-    with _lock:
-        _running.add(child)
-    return child
+    return Supervised(process, hold)
 
 
 def run_streamed(command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> Finished:
@@ -107,6 +104,8 @@ def run_streamed(command: Sequence[str], cwd: Path, env: Mapping[str, str] | Non
             fcntl.ioctl(writer, termios.TIOCSWINSZ, size)
     child = supervise(command, cwd, env, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer)
     os.close(writer)
+    with _lock:
+        _running.add(child)
     try:
         tail = _pass_through(reader, child)
         return Finished(child.wait(), tail.decode(errors="replace"))
@@ -116,7 +115,7 @@ def run_streamed(command: Sequence[str], cwd: Path, env: Mapping[str, str] | Non
 
 
 def stop_all() -> None:
-    """End every child that still runs; waiting `run_streamed` calls then return."""
+    """End every child of `run_streamed` that still runs; the waiting calls then return."""
     with _lock:
         running = list(_running)
     for child in running:

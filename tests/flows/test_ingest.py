@@ -98,6 +98,7 @@ def project(tmp_path, raw_videos, monkeypatch) -> Settings:
     return Settings(progress=False, RAY_ADDRESS=None)
 
 
+@pytest.mark.timeout(300)
 def test_flow_publishes_retries_and_refuses(prefect_server, project):
     """One test for the flow itself, since the server takes long to start."""
     from flows.ingest import ingest
@@ -215,6 +216,25 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.02)
 
 
+def end_of(pids: dict[int, str], seconds: float = 30) -> dict[int, str]:
+    """Wait for processes to end; returns those that did not, with their command lines."""
+    deadline = time.monotonic() + seconds
+    while (left := {pid: name for pid, name in pids.items() if alive(pid)}) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def named(pids: list[int]) -> dict[int, str]:
+    """Return pid → command line of processes."""
+    found = {}
+    for pid in pids:
+        try:
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -228,7 +248,7 @@ def test_killed_driver_starts_again_at_once(tmp_path, raw_videos, prefect_server
     root = make_project(tmp_path / "project", raw_videos, preset="veryslow")
     process = subprocess.Popen(COMMAND, cwd=root, env=environment(prefect_server))
     wait_for(lambda: len(finished_shards(root)) >= 2, process)
-    below = descendants(process.pid)
+    below = named(descendants(process.pid))
     process.kill()
     process.wait()
     finished = finished_shards(root)
@@ -239,7 +259,7 @@ def test_killed_driver_starts_again_at_once(tmp_path, raw_videos, prefect_server
     assert hashes(root) == uninterrupted
     assert {name: (root / ".work/shards" / f"{name}.tar").stat().st_mtime_ns for name in finished} == made
     assert below
-    assert [pid for pid in below if alive(pid)] == []  # nothing of the killed run is left
+    assert end_of(below) == {}
 
 
 @pytest.mark.slow
@@ -272,12 +292,12 @@ def test_killed_dvc_leaves_no_second_writer(tmp_path, raw_videos, prefect_server
     subprocess.run([*dvc, "config", "cache.type", "hardlink,symlink,copy"], check=True, **run)
     process = subprocess.Popen([*dvc, "repro"], **run)
     wait_for(lambda: len(finished_shards(root)) >= 1, process)
-    below = descendants(process.pid)
+    below = named(descendants(process.pid))
     process.kill()
     process.wait()
     subprocess.run([*dvc, "repro"], check=True, **run)
     assert hashes(root) == uninterrupted
-    assert [pid for pid in below if alive(pid)] == []
+    assert end_of(below) == {}
     status = subprocess.run([*dvc, "status"], check=True, capture_output=True, text=True, **run)
     assert "up to date" in status.stdout
     tar = next((root / "data/shards/tiny").glob("*.tar"))

@@ -16,7 +16,7 @@ def test_defaults_do_not_replace_what_is_set() -> None:
     environ = {"RAY_AUTH_MODE": "token"}
     apply_defaults(environ)
     assert environ["RAY_AUTH_MODE"] == "token"
-    assert {**DEFAULTS, "RAY_AUTH_MODE": "token"} == environ
+    assert environ == {**DEFAULTS, "RAY_AUTH_MODE": "token"}
 
 
 def test_importing_sets_nothing() -> None:

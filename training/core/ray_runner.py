@@ -116,13 +116,15 @@ def _run_on_ray(job: FitJob, settings: Settings) -> None:
 
     gpu = torch.cuda.is_available() if settings.train_gpu is None else settings.train_gpu
     if settings.ray_address:
-        ray.init(address=settings.ray_address, logging_level=logging.WARNING)
+        ray.init(address=settings.ray_address, logging_level=logging.WARNING, log_to_driver=False)
     elif not ray.is_initialized():
         ray.init(
             address="local",
             num_cpus=settings.train_workers * settings.train_cpus_per_worker,
             include_dashboard=False,
             logging_level=logging.ERROR,
+            # Without the dashboard one of Ray's actors complains every second; workers log to a file instead.
+            log_to_driver=False,
         )
     try:
         trainer = TorchTrainer(
@@ -165,8 +167,7 @@ def train_worker(values: dict[str, Any]) -> None:
 
 def _train(job: FitJob, group: Group) -> None:
     """Build, fit, evaluate, write the result (rank 0)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("training").setLevel(logging.INFO if group.rank == 0 else logging.WARNING)
+    _log_to_file(Path(job.work) / f"worker-{group.rank}.log")
     here = source_digest()
     log.info("training from %s (%s), rank %d of %d", training.__file__, here, group.rank, group.world)
     if here != job.source_digest:
@@ -241,6 +242,14 @@ def _train(job: FitJob, group: Group) -> None:
         metrics = {**final.metrics, "train/steps": float(report.steps)}
         (result / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     group.barrier()
+
+
+def _log_to_file(path: Path) -> None:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("training")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
 
 
 def _train_loader(job: FitJob, data: DataConfig, config: FitConfig, group: Group, *, pin: bool) -> ClipLoader:

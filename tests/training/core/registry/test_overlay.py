@@ -1,0 +1,115 @@
+import av
+import numpy as np
+import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
+
+from training.core.overlay import COLOUR, OverlayError, Track, draw_label, write_overlay
+from training.core.prediction import frame_times, picture_size
+
+
+def pictures(path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def coloured(frame: np.ndarray) -> tuple[float, float]:
+    """Return the mean (y, x) of the pixels that have the patch's colour."""
+    near = np.abs(frame.astype(int) - np.array(COLOUR)).sum(-1) < 150
+    ys, xs = np.nonzero(near)
+    return float(ys.mean()), float(xs.mean())
+
+
+def test_box_stays_until_the_next_sampled_frame_and_sound_is_copied(make_clip, tmp_path):
+    source, target = tmp_path / "-in put.mp4", tmp_path / "out" / "over.mp4"
+    source.write_bytes(make_clip((20, 20, 20), 0, frames=16, side=128, sound=True))
+    seen = []
+    track = Track(np.array([0.0, 1.0]), np.array([[0.0, 0.0, 0.4, 0.4], [0.4, 0.6, 0.8, 1.0]]))
+    written = write_overlay(
+        source,
+        target,
+        label="grey 97%",
+        track=track,
+        ffmpeg_program=get_ffmpeg_exe(),
+        on_frame=lambda done, total: seen.append((done, total)),
+    )
+    assert (written.frames, written.sound) == (16, "copied")
+    assert seen[-1] == (16, 16)
+    frames = pictures(target)
+    assert len(frames) == 16
+    places = [coloured(frame[:102]) for frame in frames]  # above the label
+    for i in range(8):
+        assert places[i] == pytest.approx((25, 25), abs=4)
+        assert places[8 + i] == pytest.approx((77, 102), abs=4)
+    with av.open(str(source)) as first, av.open(str(target)) as second:
+        sounds = [[bytes(p) for p in c.demux(audio=0) if p.size] for c in (first, second)]
+    assert sounds[0] == sounds[1]
+    assert len(sounds[0]) > 3
+    assert not list((tmp_path / "out").glob(".overlay-*"))
+
+
+def test_without_patches_and_without_sound(make_clip, tmp_path):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(make_clip((20, 20, 20), 0, frames=4, side=128))
+    written = write_overlay(source, tmp_path / "o.mp4", label="grey", ffmpeg_program=get_ffmpeg_exe())
+    assert (written.frames, written.sound) == (4, "none")
+    frame = pictures(tmp_path / "o.mp4")[2]
+    assert frame[108:].max() > 180  # the label is there
+    assert frame[:80].max() < 110  # and nothing else
+
+
+def test_odd_size_is_made_even(tmp_path):
+    source = tmp_path / "odd.mkv"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 65, 49, "bgr0"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((49, 65, 3), 90, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    write_overlay(source, tmp_path / "o.mp4", label="a", ffmpeg_program=get_ffmpeg_exe())
+    assert pictures(tmp_path / "o.mp4")[0].shape == (48, 64, 3)
+
+
+def test_sound_that_mp4_does_not_take_is_encoded_again(tmp_path):
+    source = tmp_path / "pcm.mkv"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        tone = container.add_stream("pcm_s16be", rate=8000)
+        tone.layout = "mono"
+        for _ in range(5):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        sound.sample_rate, sound.pts = 8000, 0
+        container.mux(tone.encode(sound))
+        container.mux(tone.encode())
+    written = write_overlay(source, tmp_path / "o.mp4", label="a", ffmpeg_program=get_ffmpeg_exe())
+    assert written.sound in ("copied", "re-encoded")
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert len(container.streams.audio) == 1
+
+
+def test_what_cannot_be_drawn_on_is_an_error_and_leaves_no_file(make_clip, tmp_path):
+    broken, good = tmp_path / "broken.mp4", tmp_path / "good.mp4"
+    broken.write_bytes(b"nothing" * 100)
+    good.write_bytes(make_clip((20, 20, 20), 0, frames=2))
+    with pytest.raises(OverlayError, match="broken.mp4: cannot be opened"):
+        write_overlay(broken, tmp_path / "o.mp4", label="", ffmpeg_program=get_ffmpeg_exe())
+    with pytest.raises(OverlayError, match="name it so"):
+        write_overlay(good, tmp_path / "o.avi", label="", ffmpeg_program=get_ffmpeg_exe())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.mp4", "good.mp4"]
+
+
+def test_labels_fit_small_pictures_and_foreign_letters():
+    frame = np.full((40, 40, 3), 255, np.uint8)
+    draw_label(frame, "ein ziemlich langer Name mit Übermut 100%")
+    assert frame[:20].min() == 255
+
+
+def test_times_and_size(make_clip, tmp_path):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(make_clip((20, 20, 20), 0, frames=8, side=64))
+    assert frame_times(source) == pytest.approx([i / 8 for i in range(8)])
+    assert picture_size(source) == (64, 64)
