@@ -193,6 +193,11 @@ def memory(shards: Path, config: DataConfig, epochs: int = 4) -> list[float]:
     return figures
 
 
+def ratio(first: list[float], second: list[float]) -> float:
+    """Median of the ratios of each round."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="loader throughput as ratios of one run")
     parser.add_argument("--shards", type=Path)
@@ -233,10 +238,11 @@ def main() -> None:
             for _ in range(arguments.repeats):
                 for name, measure in measures.items():  # interleaved: other load hits all alike
                     speeds[name].append(measure())
-            s = {name: statistics.median(values) for name, values in speeds.items()}
+            # Ratios within a round, then their median: load that comes and goes hits a round alike.
+            index, raw, stream, processes = (speeds[name] for name in ("index", "bare", "stream", "workers"))
             print(
-                f"{decoder:<11}{s['index']:>9.1f}{s['bare']:>8.1f}{s['index'] / s['bare']:>12.2f}"
-                f"{s['stream'] / s['bare']:>13.2f}{s['index'] / s['workers']:>15.2f}"
+                f"{decoder:<11}{statistics.median(index):>9.1f}{statistics.median(raw):>8.1f}{ratio(index, raw):>12.2f}"
+                f"{ratio(stream, raw):>13.2f}{ratio(index, processes):>15.2f}"
             )
         figures = memory(shards, config)
         print("resident MB after each epoch: " + " ".join(f"{value:.0f}" for value in figures))

@@ -134,7 +134,7 @@ class _Run:
 def child_environment() -> dict[str, str]:
     """Return what children must know of this flow run: Prefect's address and the run's id."""
     with get_client(sync_client=True) as client:
-        return {"PREFECT_API_URL": str(client.api_url), "FOVEA_FLOW_RUN_ID": str(flow_run.get_id() or "")}
+        return {"PREFECT_API_URL": str(client.api_url).rstrip("/"), "FOVEA_FLOW_RUN_ID": str(flow_run.get_id() or "")}
 
 
 @flow(name="reproduce", flow_run_name="reproduce-{dataset}")

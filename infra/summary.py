@@ -47,12 +47,9 @@ def text(settings: Settings, dataset: str) -> str:
     for title, accuracy, gmac in arms(json.loads(path.read_text())):
         cost = f"{gmac:>10.4f}{2 * gmac:>10.4f}" if gmac is not None else f"{'—':>10}{'—':>10}"
         lines.append(f"  {title:<22}{100 * accuracy:>7.1f}%{cost}")
-    pages = sorted(settings.reports.rglob("index.html")) if settings.reports.is_dir() else []
-    lines += [
-        "",
-        "  report page     "
-        + (_relative(pages[0], settings.root) if pages else "not written; `fovea report` writes it"),
-    ]
+    page = settings.reports / "index.html"
+    shown = _relative(page, settings.root) if page.exists() else "not written; `fovea report` writes it"
+    lines += ["", f"  report page     {shown}"]
     lines += [
         "  MLflow, Prefect make ui           (then http://127.0.0.1:5000 and http://127.0.0.1:4200)",
         f"  your own file   .venv/bin/fovea predict adafocus-{dataset}@champion <video or folder>",

@@ -41,10 +41,10 @@ def test_text_names_figures_and_ways_on(tmp_path: Path) -> None:
     assert "learned policy           91.0%    0.0123    0.0246" in lines
     assert "full-frame local net     93.0%    0.2000    0.4000" in lines
     assert "not written" in lines
-    page = settings.reports / "models" / "index.html"
+    page = settings.reports / "index.html"
     page.parent.mkdir(parents=True)
     page.touch()
-    assert "reports/models/index.html" in text(settings, "demo")
+    assert "reports/index.html" in text(settings, "demo")
 
 
 def test_main_says_what_is_missing(

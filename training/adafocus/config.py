@@ -72,7 +72,16 @@ class PretrainConfig(_AdaFocusStage):
 
     net: Literal["glance", "local"]
     dropout: float = Field(ge=0, lt=1)
+    train_frames: int = Field(ge=1)
+    """Frames of a clip that a training step sees, drawn anew each time; the paper takes all T."""
     fit: FitConfig
+
+
+    @model_validator(mode="after")
+    def _enough_frames(self) -> "PretrainConfig":
+        if self.train_frames > self.data.num_frames:
+            raise ValueError(f"train_frames {self.train_frames} exceeds the clip's {self.data.num_frames} frames")
+        return self
 
 
 class WarmupConfig(_AdaFocusStage):

@@ -48,9 +48,8 @@ class OnlineState:
 
 
 def frames_of(video_BCTHW: Tensor) -> Tensor:
-    """Return the frames as one batch (B·T,C,H,W), in channels_last on a GPU."""
-    frames = video_BCTHW.transpose(1, 2).flatten(0, 1)
-    return frames.contiguous(memory_format=torch.channels_last) if frames.is_cuda else frames
+    """Return the frames as one batch (B·T,C,H,W) in channels_last, the layout that convolutions run fastest in."""
+    return video_BCTHW.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def glance_input(frames: Tensor, size: int) -> Tensor:

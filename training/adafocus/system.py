@@ -26,6 +26,7 @@ from training.layers.seeded import seeded_uniform
 # Streams of the per-clip draws: each use gets its own numbers.
 STREAM_TRAIN_PATCH = 11
 STREAM_EVAL_PATCH = 12
+STREAM_TRAIN_FRAMES = 13
 
 
 def steps_loss(logits_BTK: Tensor, label_B: Tensor) -> Tensor:
@@ -71,6 +72,7 @@ class FrameClassifier(_VideoSystem):
         super().__init__(config.data, classes)
         net = config.model.glance if config.net == "glance" else config.model.local
         self.net = config.net
+        self.train_frames = config.train_frames
         self.input_size = config.model.glance_size if config.net == "glance" else config.model.size
         self.backbone = build_backbone(net.name, **net.options)
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(self.backbone.out_channels, len(classes)))
@@ -78,20 +80,29 @@ class FrameClassifier(_VideoSystem):
             report = load_weights(self.backbone, Path(net.weights), ignore=("fc.*", "classifier.*"))
             print(report)
 
-    def video_logits(self, batch: ClipBatch) -> Tensor:
+    def video_logits(self, video_BCTHW: Tensor) -> Tensor:
         """Return mean frame logits (B,K), fp32."""
-        frames = glance_input(frames_of(batch.video_BCTHW), self.input_size)
-        return self.head(self.backbone(frames)).float().unflatten(0, (len(batch.key), -1)).mean(1)
+        frames = glance_input(frames_of(video_BCTHW), self.input_size)
+        return self.head(self.backbone(frames)).float().unflatten(0, (video_BCTHW.shape[0], -1)).mean(1)
 
     @override
     def forward(self, batch: ClipBatch) -> StepOutput:
-        logits = self.video_logits(batch)
+        logits = self.video_logits(self._drawn_frames(batch))
         loss = F.cross_entropy(logits, batch.label_B)
         return StepOutput(loss, {"accuracy": (logits.argmax(-1) == batch.label_B).float().mean().detach()})
 
+    def _drawn_frames(self, batch: ClipBatch) -> Tensor:
+        """Return `train_frames` random frames per clip, in order of time."""
+        video = batch.video_BCTHW
+        if self.train_frames == video.shape[2]:
+            return video
+        draws = seeded_uniform(batch.seed_B, (video.shape[2],), stream=STREAM_TRAIN_FRAMES)
+        chosen = draws.argsort(dim=1)[:, : self.train_frames].sort(dim=1).values
+        return video.gather(2, chosen[:, None, :, None, None].expand(-1, video.shape[1], -1, *video.shape[3:]))
+
     @override
     def predict(self, batch: ClipBatch) -> Prediction:
-        return Prediction(self.video_logits(batch).softmax(-1))
+        return Prediction(self.video_logits(batch.video_BCTHW).softmax(-1))
 
     @override
     def cost(self) -> dict[str, CostRow]:

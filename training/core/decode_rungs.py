@@ -32,13 +32,25 @@ def opened(source: Source) -> Any:
 def _torchcodec(source: Source, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
     from torchcodec.decoders import VideoDecoder
 
-    decoder = VideoDecoder(
-        source if isinstance(source, bytes) else str(source), dimension_order="NHWC", num_ffmpeg_threads=1
-    )
+    def opened_decoder() -> Any:
+        name = source if isinstance(source, bytes) else str(source)
+        return VideoDecoder(name, dimension_order="NHWC", num_ffmpeg_threads=1)
+
+    decoder = opened_decoder()
     total = decoder.metadata.num_frames
     if total is None or wanted[-1] >= total:
         raise DecodeError(f"frame {wanted[-1]} is wanted, but the video has {total}")
-    yield from zip(wanted, decoder.get_frames_at(wanted).data.numpy(), strict=True)
+    try:
+        frames = decoder.get_frames_at(wanted).data.numpy()
+    except RuntimeError:
+        # Seeking in open groups of pictures can run past the end; without a seek such clips decode.
+        decoder, chosen = opened_decoder(), set(wanted)
+        for position in range(wanted[-1] + 1):
+            frame = decoder.get_frame_at(position)
+            if position in chosen:
+                yield position, frame.data.numpy()
+        return
+    yield from zip(wanted, frames, strict=True)
 
 
 # --- PyAV -------------------------------------------------------------------------------------

@@ -137,8 +137,7 @@ def fit(
     hooks = hooks or Hooks()
     group = hooks.group
     system.to(device)
-    if device.type == "cuda":
-        system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = system.optimizers(config.optim)
     schedules = {name: build_schedule(opt, config.optim, config.steps) for name, opt in optimizers.items()}
     ema = (

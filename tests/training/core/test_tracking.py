@@ -1,6 +1,6 @@
 import math
+import multiprocessing
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,20 +27,24 @@ def settings(tmp_path_factory) -> Settings:
     return settings
 
 
+def log_something(root: Path, name: str) -> None:
+    """Open the store, whether or not it exists, and log a run: what a stage does first."""
+    settings = Settings(root=root, mlflow_tracking_uri=None)
+    run = start_run(settings, experiment="adafocus", name=name, tags={"stage": "x"}, params={"a": 1})
+    run.log_metrics({"loss": 1.0}, 1)
+    run.finish()
+
+
 def test_four_processes_may_create_the_store_at_once(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from infra.settings import Settings; "
-        "from training.core.tracking import start_run; "
-        "s = Settings(root=Path(sys.argv[1]), mlflow_tracking_uri=None); "
-        "r = start_run(s, experiment='adafocus', name='n' + sys.argv[2], tags={'stage': 'x'}, params={'a': 1}); "
-        "r.log_metrics({'loss': 1.0}, 1); r.finish()"
-    )
-    children = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(i)], stderr=subprocess.PIPE, text=True)
-        for i in range(4)
-    ]
-    results = [(child.communicate(timeout=80)[1], child.returncode) for child in children]
-    assert [code for _, code in results] == [0, 0, 0, 0], results
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 -- imported once, before the processes part
+
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=log_something, args=(tmp_path, f"n{i}")) for i in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(80)
+    assert [child.exitcode for child in children] == [0, 0, 0, 0]
     runs = find_runs(Settings(root=tmp_path, mlflow_tracking_uri=None), {"stage": "x"}, finished=True)
     assert sorted(run.name for run in runs) == ["n0", "n1", "n2", "n3"]
     assert not list(tmp_path.glob("mlflow.db.new*"))

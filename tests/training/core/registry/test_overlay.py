@@ -95,7 +95,7 @@ def test_what_cannot_be_drawn_on_is_an_error_and_leaves_no_file(make_clip, tmp_p
     broken, good = tmp_path / "broken.mp4", tmp_path / "good.mp4"
     broken.write_bytes(b"nothing" * 100)
     good.write_bytes(make_clip((20, 20, 20), 0, frames=2))
-    with pytest.raises(OverlayError, match="broken.mp4: cannot be opened"):
+    with pytest.raises(OverlayError, match=r"broken\.mp4: cannot be opened"):
         write_overlay(broken, tmp_path / "o.mp4", label="", ffmpeg_program=get_ffmpeg_exe())
     with pytest.raises(OverlayError, match="name it so"):
         write_overlay(good, tmp_path / "o.avi", label="", ffmpeg_program=get_ffmpeg_exe())

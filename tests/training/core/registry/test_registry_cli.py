@@ -62,7 +62,7 @@ def test_predict_by_model_folder_with_overlay(fovea, registered, folder, tmp_pat
         (("predict", "adafocus-demo", "README"), "README does not exist"),
         (("lineage", "nothing"), "no registered model 'nothing'"),
         (("register", "adafocus_eval"), "not a stage instance"),
-        (("promote", "nothing"), "no model is registered for 'nothing'"),
+        (("promote", "nothing"), "no model is registered for data set 'nothing'"),
     ],
 )
 def test_user_errors_are_one_line(fovea, tmp_path, monkeypatch, words, said):
