@@ -4,21 +4,23 @@
 started again, it makes only the shards that were not finished, and the result is the same to the byte.
 """
 
-import os
+import argparse
 import sys
-from typing import Annotated
+from collections.abc import Sequence
 
-import typer
+if __name__ == "__main__":
+    from infra.launch import run
+    from infra.locks import die_with_parent
+
+    die_with_parent()
+    sys.exit(run("flows.ingest"))  # imports this module again by its name, with the server already starting
+
 from prefect import flow
-from prefect.settings import (
-    PREFECT_SERVER_ANALYTICS_ENABLED,
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
-    temporary_settings,
-)
 
 from data_specs.load import SpecError
 from data_specs.schema import ShardIndex
-from infra.locks import StageLockedError, die_with_parent, stage_lock
+from infra.launch import wait_for_server
+from infra.locks import StageLockedError, stage_lock
 from infra.settings import Settings
 from tasks.media import IngestError, encode_shards, summarise
 from tasks.ops.encoder import EncoderError
@@ -58,28 +60,23 @@ def ingest(dataset: str, settings: Settings | None = None, workers: int | None =
     return index
 
 
-def main(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set, data_specs/datasets/<name>.yaml.")],
-    workers: Annotated[int | None, typer.Option(help="Processes at once; 0: this process only.")] = None,
-) -> None:
-    """Make and publish the shards of one data set."""
-    die_with_parent()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Ingest one data set from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.ingest", description="Make and publish a data set's shards.")
+    parser.add_argument("dataset", help="name of the data set: data_specs/datasets/<name>.yaml")
+    parser.add_argument("--workers", type=int, help="processes at once (default: all; 0: this process only)")
+    given = parser.parse_args(arguments)
     settings = Settings()
-    # Without a server Prefect starts one of its own, which on a busy machine takes longer than it waits by default.
-    quiet = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120, PREFECT_SERVER_ANALYTICS_ENABLED: False}
+    wait_for_server()
     try:
-        with temporary_settings({s: value for s, value in quiet.items() if s.name not in os.environ}):
-            index = ingest(dataset, settings, workers)
+        index = ingest(given.dataset, settings, given.workers)
     except _EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+        return 1
     samples = sum(shard.samples for shard in index.shards)
     size = sum(shard.bytes for shard in index.shards)
     print(
-        f"{dataset}: {samples} samples in {len(index.shards)} shards, {size / 1e6:.1f} MB, {summarise(index.rejects)}; "
-        f"{settings.shards / dataset}"
+        f"{given.dataset}: {samples} samples in {len(index.shards)} shards, {size / 1e6:.1f} MB, "
+        f"{summarise(index.rejects)}; {settings.shards / given.dataset}"
     )
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    return 0

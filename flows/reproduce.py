@@ -56,6 +56,8 @@ def run_stage(stage: str, reasons: tuple[str, ...], root: Path, env: Mapping[str
     if not reasons:
         return StageOutcome(stage, "unchanged")
     get_run_logger().info("%s runs because: %s", stage, "; ".join(reasons))
+    more = f" and {len(reasons) - 4} more" if len(reasons) > 4 else ""
+    print(f"\n== {stage} ({'; '.join(reasons[:4])}{more})", file=sys.stderr, flush=True)
     start = time.monotonic()
     dvc.repro(root, stage, env)
     return StageOutcome(stage, "ran", reasons, time.monotonic() - start)

@@ -14,22 +14,22 @@ STEP = re.compile(
 
 
 def show(lines: Iterable[str], out: TextIO, total: int) -> None:
-    """Rewrite one line with the number of packages seen; repeat warnings and errors in full."""
+    """Rewrite one line with the number of packages seen; repeat errors in full."""
     seen = 0
     for line in lines:
         text = line.strip()
         match = STEP.match(text)
-        if match and match[1] == "Collecting":
-            seen += 1
+        fresh = match is not None and match[1] in ("Collecting", "Processing")
+        seen += fresh
         if match and out.isatty():
             share = min(1.0, seen / total)
             bar = "#" * round(30 * share)
             installing = match[1].startswith("Installing")
             what = "installing, a minute or two" if installing else f"{match[1].lower()} {match[2][:48]}"
             out.write(f"\r\033[K[{bar:<30}] {seen:>3}/{total} {what}")
-        elif match and (match[1].startswith("Installing") or (match[1] == "Collecting" and seen % 25 == 0)):
+        elif match and (match[1].startswith("Installing") or (fresh and seen % 25 == 0)):
             out.write(f"  {seen}/{total} packages: {match[1].lower()}\n")
-        elif text.startswith(("ERROR", "WARNING", "error")):
+        elif text.startswith(("ERROR", "error")):
             out.write(f"\n{text}\n")
         out.flush()
     out.write("\n" if out.isatty() else "")

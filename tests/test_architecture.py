@@ -289,10 +289,11 @@ def test_images_parse_and_name_packages_of_the_project(name: str) -> None:
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = {re.split(r"[\[<>=!~ ]", item)[0].lower() for item in project["dependencies"]}
-    text = " ".join(rest for word, rest in found if word == "RUN" and "-c constraints.txt" in rest)
     wanted = set()
-    for part in re.findall(r"pip install -c constraints.txt (.*?)(?:;|&&|$)", text):
-        wanted |= {re.split(r"\[", item.strip('"'))[0].lower() for item in part.split()}
+    for _, rest in found:
+        for part in re.findall(r"pip install -c constraints\.txt ([^;&]*)", rest):
+            wanted |= {item.strip('"').partition("[")[0].lower() for item in part.split()}
+    assert {"ray", "boto3"} <= wanted
     assert wanted - {"prefect", "torchcodec", "asyncpg", "psycopg2-binary"} <= known
     normal = {name.replace("_", "-") for name in pinned}
     assert {item.replace("_", "-") for item in wanted} - {"torchcodec", "psycopg2-binary"} <= normal

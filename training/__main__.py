@@ -65,9 +65,11 @@ def show(instance: str, overrides: Overrides = []) -> None:  # noqa: B006 -- typ
 @app.command()
 def run(instance: str, overrides: Overrides = []) -> None:  # noqa: B006 -- typer reads the default once
     """Run a stage instance: what DVC calls."""
+    from infra.locks import die_with_parent
     from training.core.run import run_stage
     from training.core.stage import StageRef
 
+    die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "ray"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

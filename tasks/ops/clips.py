@@ -171,23 +171,9 @@ def compile_command(program: str, outputs: list[Any], timeout_s: float) -> list[
     return command
 
 
-def encode_mp4(path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, program: str, folder: Path) -> Clip:
-    """Encode a source into `mp4`, and `wav` when the policy separates the sound.
-
-    Args:
-        path: source video.
-        info: what the probe found.
-        cut: what to take, of `plan_cut`.
-        policy: clip policy, representation `mp4`.
-        program: ffmpeg.
-        folder: the caller's own temporary folder.
-
-    Raises:
-        RejectedError: the source cannot become a clip.
-        EncoderError: ffmpeg failed for another reason.
-    """
-    mp4, wav = folder / "clip.mp4", folder / "clip.wav"
-    sound = policy.audio != "drop" and info.audio_stream is not None
+def mp4_command(path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, program: str, folder: Path) -> list[str]:
+    """Return the one command that writes `clip.mp4`, and `clip.wav` for separate sound, into a folder."""
+    sound = takes_sound(info, policy)
     source, picture = source_streams(path, info, cut, keep_sync=sound)
     streams = [scaled(picture, cut)]
     options: dict[str, object] = {
@@ -204,12 +190,35 @@ def encode_mp4(path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, progra
     if sound:
         streams.append(source[str(info.audio_stream)])
         options |= sound_options(info, cut)
-    outputs = [ffmpeg.output(*streams, f"file:{mp4}", **exact(**options))]
+    outputs = [ffmpeg.output(*streams, f"file:{folder / 'clip.mp4'}", **exact(**options))]
     if sound and policy.audio == "separate":
-        outputs.append(wav_output(source, info, wav))
-    log = run_ffmpeg(compile_command(program, outputs, policy.timeout_s), policy.timeout_s)
+        outputs.append(wav_output(source, info, folder / "clip.wav"))
+    return compile_command(program, outputs, policy.timeout_s)
+
+
+def encode_mp4(path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, program: str, folder: Path) -> Clip:
+    """Encode a source into `mp4`, and `wav` when the policy separates the sound.
+
+    Args:
+        path: source video.
+        info: what the probe found.
+        cut: what to take, of `plan_cut`.
+        policy: clip policy, representation `mp4`.
+        program: ffmpeg.
+        folder: the caller's own temporary folder.
+
+    Raises:
+        RejectedError: the source cannot become a clip.
+        EncoderError: ffmpeg failed for another reason.
+    """
+    log = run_ffmpeg(mp4_command(path, info, cut, policy, program, folder), policy.timeout_s)
     check_log(log, info, cut, log.outputs.get(0, 0))
-    return _read_clip(mp4, wav, cut, sound, log)
+    return _read_clip(folder / "clip.mp4", folder / "clip.wav", cut, takes_sound(info, policy), log)
+
+
+def takes_sound(info: VideoInfo, policy: ClipPolicy) -> bool:
+    """Tell whether the sample gets sound."""
+    return policy.audio != "drop" and info.audio_stream is not None
 
 
 def wav_output(source: Any, info: VideoInfo, wav: Path) -> Any:

@@ -24,6 +24,7 @@ from tasks.ops.clips import (
     scaled,
     sound_options,
     source_streams,
+    takes_sound,
     wav_output,
 )
 from tasks.ops.encoder import EncoderLog, run_ffmpeg
@@ -77,7 +78,7 @@ def _run(
     path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, program: str, folder: Path, chosen: list[int]
 ) -> EncoderLog:
     """Run ffmpeg: chosen frames to its standard output, all frames counted, sound into files."""
-    sound = policy.audio != "drop" and info.audio_stream is not None
+    sound = takes_sound(info, policy)
     source, picture = source_streams(path, info, cut, keep_sync=sound)
     branches = picture.filter_multi_output("split")
     expression = "+".join(f"eq(n,{i})" for i in chosen)

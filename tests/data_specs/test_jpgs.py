@@ -25,7 +25,7 @@ def test_frames_are_views():
 
 @pytest.mark.parametrize("frames", [[], [b"\x89PNG"], [b"\xff\xd8ok", b""]])
 def test_only_jpegs_are_packed(frames):
-    with pytest.raises(ValueError, match="at least one frame|not a JPEG"):
+    with pytest.raises(ValueError, match=r"at least one frame|not a JPEG"):
         pack_jpgs(frames)
 
 

@@ -1,9 +1,10 @@
 """The decoder ladder: bytes of a clip → only the frames that are asked for, as RGB.
 
 Rungs in fixed order: torchcodec (needs FFmpeg's shared libraries), PyAV, OpenCV. All three convert with
-FFmpeg's swscale and agree bit for bit on 8-bit 4:2:0 H.264, the format of stored clips; the rung is
-part of a run's state nevertheless (D8), since other sources can differ. One thread per clip: the loader
-decodes several clips at once, which scales better than threads inside one clip.
+FFmpeg's swscale and agree bit for bit on 8-bit 4:2:0 video of even size, the format of stored clips. They
+do not on other sources: with 10 bits or an odd size single pixels differ by up to half the range, and of
+several video streams OpenCV takes the first, the others the best. So the rung is part of a run's state.
+One thread per clip: the loader decodes several clips at once, which scales better than threads inside one.
 
 `python -m training.core.decode <file.mp4|shard.tar> <rung> <frame,…> [<member of the tar>]` repeats one
 decode from the command line; loader errors print this line.

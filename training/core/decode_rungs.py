@@ -77,11 +77,16 @@ def _pyav(source: Source, wanted: list[int]) -> Iterator[tuple[int, Frame]]:
 
 
 def video_stream(container: Any) -> Any:
-    """Return the first stream of a PyAV container that is a video and not a cover picture, set to one thread."""
-    if not container.streams.video:
+    """Return the video stream that FFmpeg (and torchcodec) takes as the best one, set to one thread.
+
+    Raises:
+        DecodeError: no video stream, or only a cover picture.
+    """
+    from av.stream import Disposition
+
+    if not any(not int(s.disposition) & int(Disposition.attached_pic) for s in container.streams.video):
         raise DecodeError("it has no video stream")
-    streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-    stream = (streams or container.streams.video)[0]
+    stream = container.streams.best("video")
     stream.codec_context.thread_count = 1
     return stream
 

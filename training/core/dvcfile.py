@@ -111,7 +111,7 @@ def _imported_files(root: Path, path: Path, packages: tuple[str, ...]) -> list[P
     found = []
     for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
         if isinstance(node, ast.Import):
-            candidates = [(alias.name,) for alias in node.names]
+            candidates: list[tuple[str, ...]] = [(alias.name,) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             # `from a import b`: b is a module, or else a name that a defines.
             candidates = [(f"{node.module}.{alias.name}", node.module) for alias in node.names]

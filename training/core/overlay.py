@@ -131,8 +131,8 @@ def write_overlay(
     if target.suffix.lower() != ".mp4":
         raise OverlayError(f"{target}: the overlay is written as .mp4; name it so")
     width, height, fps, expected, has_sound = _probe(source)
-    # Even sides, as 4:2:0 needs; `-nostdin` through the pipes.
-    even = (width // 2 * 2, height // 2 * 2)
+    # Even sides, as 4:2:0 needs; a picture of one pixel grows.
+    even = (max(2, width // 2 * 2), max(2, height // 2 * 2))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".overlay-") as temporary:
         silent = Path(temporary) / "silent.mp4"

@@ -159,7 +159,7 @@ def _row(shown: Shown) -> dict[str, Any]:
         "page": shown.page if facts else "",
         "aliases": version.aliases,
         "gate": version.gate,
-        "registered": time.strftime("%Y-%m-%d %H:%M", time.gmtime(version.created)),
+        "registered": time.strftime("%Y-%m-%d", time.gmtime(version.created)),
     }
     if facts is None:
         return row | dict.fromkeys(("top1", "interval", "evaluated", "gmac", "gflop", "params", "data"), "–")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from data_specs.schema import ShardIndex, digest, read_index
-from infra.locks import die_with_parent, stage_lock
+from infra.locks import stage_lock
 from infra.settings import Settings
 from training.core.checkpoint import model_digest, replace_folder, sha256_of
 from training.core.config import ConfigError, StageConfig, apply_overrides, load_section, validate
@@ -78,7 +78,6 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
         ConfigError: see `resolve`.
         FileNotFoundError: shards or an upstream model are missing.
     """
-    die_with_parent()
     resolved = resolve(ref, settings, overrides)
     index = read_index(resolved.paths.shards)
     upstream = _upstream_digests(resolved.paths)

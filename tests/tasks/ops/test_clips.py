@@ -261,7 +261,7 @@ def test_hanging_program_times_out(video_maker, tmp_path):
 
 @pytest.mark.parametrize("text", ["kill -9 $$", "echo 'x: No space left on device' >&2; exit 228"])
 def test_trouble_of_the_machine_is_no_reject(video_maker, tmp_path, text):
-    with pytest.raises(EncoderError, match="SIGKILL|No space left"):
+    with pytest.raises(EncoderError, match=r"SIGKILL|No space left"):
         encode(video_maker.pattern("spanned.mp4", seconds=2), tmp_path, program=script(tmp_path, text))
 
 

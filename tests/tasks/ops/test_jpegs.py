@@ -40,7 +40,7 @@ def numbers(clip: Clip) -> list[int]:
 def test_uniform_sampling(count, total):
     index = sample_uniformly(count, total)
     assert len(index) == count
-    assert 0 <= index[0]
+    assert index[0] >= 0
     assert index[-1] < total
     assert list(index) == sorted(index)
     if total >= count:

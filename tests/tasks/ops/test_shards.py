@@ -246,7 +246,7 @@ def published(tiny, make_jobs, mp4_encoder, tmp_path) -> tuple[IngestPlan, list[
 
 
 def test_published_folder(published, tmp_path):
-    plan, stored, store, folder = published
+    _, stored, store, folder = published
     index = read_index(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["index.json", "labels.txt", "quarantine.csv"]
@@ -303,7 +303,7 @@ def test_damage_is_found(published, suffix, change, message):
 def test_missing_and_unnamed_shards_are_found(published):
     plan, _, _, folder = published
     (folder / "part0-train-00000.tar").rename(folder / "other-train-00000.tar")
-    with pytest.raises(ShardError, match="does not name other-train-00000.tar"):
+    with pytest.raises(ShardError, match=r"does not name other-train-00000\.tar"):
         verify_shards(folder)
     (folder / "other-train-00000.tar").unlink()
     assert "missing" in verify_shards(folder)[plan.shards[0].digest]
@@ -317,7 +317,7 @@ def test_a_key_in_two_shards_is_found(published):
         (folder / f"copy-train-00000.{suffix}").write_bytes((folder / f"part0-train-00000.{suffix}").read_bytes())
     index["shards"].append(first | {"name": "copy-train-00000.tar"})
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(ShardError, match="is in part0-train-00000.tar and in copy"):
+    with pytest.raises(ShardError, match=r"is in part0-train-00000\.tar and in copy"):
         verify_shards(folder)
 
 

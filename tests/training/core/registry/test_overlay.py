@@ -57,17 +57,18 @@ def test_without_patches_and_without_sound(make_clip, tmp_path):
     assert frame[:80].max() < 110  # and nothing else
 
 
-def test_odd_size_is_made_even(tmp_path):
+@pytest.mark.parametrize(("width", "height", "expected"), [(65, 49, (48, 64, 3)), (1, 1, (2, 2, 3))])
+def test_odd_size_is_made_even(tmp_path, width, height, expected):
     source = tmp_path / "odd.mkv"
     with av.open(str(source), "w") as container:
         stream = container.add_stream("ffv1", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 65, 49, "bgr0"
+        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
         for _ in range(3):
-            frame = av.VideoFrame.from_ndarray(np.full((49, 65, 3), 90, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 90, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     write_overlay(source, tmp_path / "o.mp4", label="a", ffmpeg_program=get_ffmpeg_exe())
-    assert pictures(tmp_path / "o.mp4")[0].shape == (48, 64, 3)
+    assert pictures(tmp_path / "o.mp4")[0].shape == expected
 
 
 def test_sound_that_mp4_does_not_take_is_encoded_again(tmp_path):

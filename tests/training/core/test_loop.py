@@ -1,0 +1,251 @@
+"""The train loop on a small system with dropout, batch norm and a loader that counts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from training.core.checkpoint import Checkpoint, CheckpointError, load_newest, save_checkpoint
+from training.core.config import FitConfig
+from training.core.failures import TrainingDiverged
+from training.core.loop import Hooks, fit, precision_context, step_seed
+from training.core.system import ClipBatch, RawBatch, StepOutput, System
+
+
+class Loader:
+    """Endless batches that are a function of the position; like the real one it can be put anywhere."""
+
+    def __init__(self, size: int = 8) -> None:
+        self.position = 0
+        self.size = size
+
+    def __iter__(self):
+        while True:
+            generator = torch.Generator().manual_seed(self.position)
+            frames = torch.randint(0, 255, (self.size, 2, 4, 4, 3), generator=generator, dtype=torch.uint8)
+            label = (frames.float().mean((1, 2, 3))[:, 0] > 127).long()
+            self.position += 1
+            yield RawBatch(
+                frames, torch.full((self.size, 2), 4), label, tuple("k" * self.size),
+                torch.zeros(self.size, dtype=torch.long), torch.ones(self.size, dtype=torch.bool),
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+    def close(self) -> None:
+        pass
+
+
+class Small(System):
+    def __init__(self, *, poison_at: int | None = None) -> None:
+        super().__init__()
+        self.classes = ("low", "high")
+        self.body = nn.Sequential(nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2))
+        self.poison_at = poison_at
+        self.calls = 0
+
+    def prepare(self, raw: RawBatch, *, train: bool) -> ClipBatch:
+        video = raw.frames_BTHWC.float().permute(0, 4, 1, 2, 3) / 255 - 0.5
+        box = torch.zeros(len(raw.key), 4)
+        return ClipBatch(video, raw.label_B, raw.key, raw.seed_B, raw.valid_B, box, raw.valid_B)
+
+    def forward(self, batch: ClipBatch) -> StepOutput:
+        self.calls += 1
+        logits = self.body(batch.video_BCTHW[:, :, 0].flatten(1))
+        loss = nn.functional.cross_entropy(logits, batch.label_B)
+        return StepOutput(loss * float("nan") if self.calls == self.poison_at else loss)
+
+
+def config(**changes: Any) -> FitConfig:
+    values: dict[str, Any] = {
+        "steps": 12,
+        "seed": 1,
+        "optim": {
+            "name": "sgd",
+            "lr": {"main": 0.1},
+            "weight_decay": 1e-4,
+            "schedule": "cosine",
+            "warmup_steps": 2,
+        },
+        "clip_grad_norm": None,
+        "ema_decay": None,
+        "precision": "fp32",
+        "eval_every": 0,
+        "keep": "last",
+        "checkpoint_every": 4,
+        "log_every": 4,
+    }
+    return FitConfig(**{**values, **changes})
+
+
+CPU = torch.device("cpu")
+
+
+def run(folder=None, system=None, loader=None, logs=None, **changes):
+    torch.manual_seed(0)
+    system = Small() if system is None else system()
+    hooks = Hooks(checkpoints=folder, log=(lambda s, v: logs.append((s, v))) if logs is not None else Hooks().log)
+    evaluate = changes.pop("evaluate", None)
+    return fit(system, loader or Loader(), config(**changes), device=CPU, evaluate=evaluate, hooks=hooks)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Killed(Exception):
+    pass
+
+
+class DyingLoader(Loader):
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def __iter__(self):
+        for count, batch in enumerate(super().__iter__()):
+            if count == self.after:
+                raise Killed
+            yield batch
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.8}, {"accumulate": 2}, {"clip_grad_norm": 0.1}])
+@pytest.mark.parametrize("dies_after", [3, 4, 9, 11])
+def test_resumed_run_is_bit_equal(tmp_path, changes, dies_after):
+    whole = run(**changes)
+    with pytest.raises(Killed):
+        run(tmp_path, loader=DyingLoader(dies_after * changes.get("accumulate", 1)), **changes)
+    resumed = run(tmp_path, **changes)
+    assert resumed.resumed_from == dies_after // 4 * 4
+    assert equal(whole.weights, resumed.weights)
+
+
+def test_another_seed_or_position_is_another_run(tmp_path):
+    """Negative control of the test above."""
+    assert not equal(run().weights, run(seed=2).weights)
+    moved = Loader()
+    moved.position = 1
+    assert not equal(run().weights, run(loader=moved).weights)
+    assert step_seed(1, 2, 0) != step_seed(1, 2, 1)
+
+
+def test_finished_run_does_nothing_again(tmp_path):
+    first = run(tmp_path)
+    made: list[Small] = []
+
+    def make() -> Small:
+        made.append(Small())
+        return made[0]
+
+    second = run(tmp_path, system=make)
+    assert made[0].calls == 0
+    assert equal(first.weights, second.weights)
+
+
+def test_nan_stops_before_anything_is_saved(tmp_path):
+    with pytest.raises(TrainingDiverged, match="between step 4 and 8"):
+        run(tmp_path, system=lambda: Small(poison_at=6))
+    kept = load_newest(tmp_path)
+    assert kept is not None
+    assert kept.step == 4
+    assert all(torch.isfinite(v).all() for v in kept.state["system"].values())
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    whole = run(tmp_path)
+    newest = sorted(tmp_path.glob("step-*"))[-1]
+    content = (newest / "state.pt").read_bytes()
+    (newest / "state.pt").write_bytes(content[: len(content) // 2])
+    kept = load_newest(tmp_path)
+    assert kept is not None
+    assert kept.step == 8
+    assert equal(run(tmp_path).weights, whole.weights)
+
+
+def test_half_written_checkpoint_is_not_seen(tmp_path):
+    (tmp_path / ".tmp-abc").mkdir()
+    (tmp_path / ".tmp-abc" / "state.pt").write_bytes(b"x")
+    assert load_newest(tmp_path) is None
+    save_checkpoint(tmp_path, Checkpoint(1, {"a": torch.ones(1)}, {}, None))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_checkpoint_of_another_system_is_refused(tmp_path):
+    run(tmp_path)
+
+    class Wider(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(48, 9), nn.BatchNorm1d(9), nn.Dropout(), nn.ReLU(), nn.Linear(9, 2))
+
+    with pytest.raises(CheckpointError, match="does not fit"):
+        run(tmp_path, system=Wider)
+
+
+def test_accumulation_equals_the_large_batch():
+    class Plain(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(48, 2))
+
+    class Halves(Loader):
+        """Each batch of `Loader` in two halves."""
+
+        def __iter__(self):
+            for raw in super().__iter__():
+                for part in (slice(0, 4), slice(4, 8)):
+                    tensors = {
+                        k: getattr(raw, k)[part] for k in ("frames_BTHWC", "size_B2", "label_B", "seed_B", "valid_B")
+                    }
+                    yield replace(raw, key=raw.key[part], **tensors)
+
+    whole, halves = run(system=Plain), run(system=Plain, loader=Halves(), accumulate=2)
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(value, halves.weights[name])
+
+
+def test_best_weights_are_kept_also_after_a_resume(tmp_path):
+    values = iter([0.1, 0.9, 0.3, 0.2])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(system: System) -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in system.state_dict().items()})
+        return {"val/top1": next(values)}
+
+    report = run(tmp_path, eval_every=3, keep="best", evaluate=evaluate)
+    assert report.best == 0.9
+    assert equal(report.weights, seen[1])
+    assert not equal(report.weights, seen[3])
+    again = run(tmp_path, eval_every=3, keep="best", evaluate=evaluate)
+    assert equal(again.weights, seen[1])
+
+
+def test_average_of_constant_weights_follows_them():
+    """EMA with decay 0 is the last state, weights and buffers."""
+    last, averaged = run(), run(ema_decay=0.0)
+    for name, value in last.weights.items():
+        torch.testing.assert_close(value, averaged.weights[name])
+    assert not equal(run(ema_decay=0.9).weights, averaged.weights)
+
+
+def test_logs_name_loss_rates_and_throughput():
+    logs: list[tuple[int, dict[str, float]]] = []
+    run(logs=logs, clip_grad_norm=1.0)
+    steps = [step for step, _ in logs]
+    assert steps == [4, 8, 12]
+    assert {"train/loss", "train/grad_norm", "train/clips_per_s", "train/data_wait_share", "lr/main"} <= set(logs[0][1])
+    rates = [values["lr/main"] for _, values in logs]
+    assert rates[0] > rates[1] > rates[2]
+
+
+def test_bf16_runs_in_reduced_precision():
+    with precision_context("bf16", CPU)():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with precision_context("fp32", CPU)():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

@@ -1,0 +1,188 @@
+"""Fits on real Ray workers, killed in every way; results must equal those of uninterrupted runs.
+
+Slow: each fit starts a local Ray. Workers are found by their parents, never by name, so that nothing else on the
+machine is touched.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from training.core.checkpoint import model_digest
+from training.core.evaluate import Predictions
+
+PARAMS = Path(__file__).parents[2] / "params.tiny.yaml"
+INSTANCE = "adafocus_pretrain@tiny-local"
+FOLDER = "adafocus_pretrain-local"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def make_project(root: Path, shards: Path, **fit: object) -> Path:
+    (root / "params").mkdir(parents=True)
+    values = yaml.safe_load(PARAMS.read_text())
+    values["adafocus_pretrain"]["fit"] |= fit
+    (root / "params" / "tiny.yaml").write_text(yaml.safe_dump(values))
+    (root / "params.yaml").write_text("datasets: [tiny]\n")
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(shards, root / "data" / "shards" / "tiny")
+    return root
+
+
+def start(root: Path, workers: int, **env: str) -> subprocess.Popen[bytes]:
+    values = {
+        **os.environ,
+        "FOVEA_TRAIN_WORKERS": str(workers),
+        "FOVEA_TRAIN_CPUS_PER_WORKER": "1",
+        "FOVEA_PROGRESS": "false",
+        "FOVEA_DEVICE": "cpu",
+        **env,
+    }
+    command = [sys.executable, "-m", "training", "run", INSTANCE]
+    log = (root / f"log-{time.time()}").open("wb")
+    return subprocess.Popen(command, cwd=root, env=values, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(root: Path, process: subprocess.Popen[bytes]) -> None:
+    code = process.wait(timeout=400)
+    assert code == 0, "\n".join(path.read_text() for path in sorted(root.glob("log-*")))
+
+
+def wait_for_checkpoints(root: Path, process: subprocess.Popen[bytes], count: int) -> None:
+    """Wait until the fit has written a checkpoint of at least `count` × 4 steps."""
+    deadline = time.monotonic() + 300
+    while not any(int(p.name.split("-")[1]) >= 4 * count for p in (root / ".work").rglob("step-*")):
+        assert process.poll() is None, "\n".join(path.read_text() for path in sorted(root.glob("log-*")))
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def train_workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    family = psutil.Process(process.pid).children(recursive=True)
+    return [p for p in family if any("RayTrainWorker" in part for part in p.cmdline())]
+
+
+def result(root: Path) -> tuple[dict[str, float], Path]:
+    folder = root / "runs" / "tiny" / FOLDER
+    return json.loads((folder / "metrics.json").read_text()), folder
+
+
+LONG = {"steps": 240, "checkpoint_every": 4, "log_every": 4, "eval_every": 0}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
+    """The uninterrupted run on one worker."""
+    root = make_project(tmp_path_factory.mktemp("whole"), tiny_shards, **LONG)
+    finish(root, start(root, 1))
+    return root
+
+
+def test_killed_worker_goes_on_from_the_last_checkpoint(tmp_path, tiny_shards, whole):
+    root = make_project(tmp_path / "p", tiny_shards, **LONG)
+    process = start(root, 1)
+    wait_for_checkpoints(root, process, 3)
+    (worker,) = train_workers(process)
+    worker.kill()
+    finish(root, process)
+    log = "".join(path.read_text() for path in (root / ".work").rglob("worker-0.log"))
+    assert not log, "the work folder must be gone after success"
+    assert result(root)[0] == result(whole)[0]
+    assert model_digest(result(root)[1] / "model") == model_digest(result(whole)[1] / "model")
+
+
+def test_killed_driver_resumes_when_started_again(tmp_path, tiny_shards, whole):
+    root = make_project(tmp_path / "p", tiny_shards, **LONG)
+    process = start(root, 1)
+    wait_for_checkpoints(root, process, 2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = start(root, 1)  # at once, beside whatever of the first is still dying
+    finish(root, again)
+    resumed = [path for path in root.glob("log-*") if path.stat().st_size]
+    assert resumed
+    assert model_digest(result(root)[1] / "model") == model_digest(result(whole)[1] / "model")
+    psutil.wait_procs(family, timeout=60)
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_two_workers_follow_one_worker(tmp_path, tiny_shards, whole):
+    """D11: another worker count changes the sums' order and nothing else; batch norm is synchronised."""
+    root = make_project(tmp_path / "p", tiny_shards, **{**LONG, "steps": 24})
+    one = make_project(tmp_path / "q", tiny_shards, **{**LONG, "steps": 24})
+    finish(root, start(root, 2))
+    finish(one, start(one, 0))
+    a, b = (Predictions.load(result(r)[1] / "predictions.npz") for r in (root, one))
+    assert list(a.key) == list(b.key)
+    assert len(set(a.key)) == 10
+    np.testing.assert_allclose(a.scores, b.scores, rtol=1e-2, atol=2e-3)
+
+
+def test_error_of_the_user_is_one_message_and_no_restart(tmp_path, tiny_shards):
+    root = make_project(tmp_path / "p", tiny_shards, **LONG)
+    shard = next((root / "data/shards/tiny").glob("*train*.tar"))
+    shard.write_bytes(shard.read_bytes()[:2048])
+    process = start(root, 1)
+    assert process.wait(timeout=300) == 1
+    text = "".join(path.read_text() for path in root.glob("log-*"))
+    assert shard.name in text
+    assert "error:" in text
+
+
+def test_lost_node_is_survived(tmp_path, tiny_shards, whole):
+    """Two-node cluster on this machine; the node of the worker dies, the fit goes on on the other."""
+    root = make_project(tmp_path / "p", tiny_shards, **LONG)
+    script = tmp_path / "cluster.py"
+    script.write_text(CLUSTER)
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FOVEA_TRAIN_CPUS_PER_WORKER": "1",
+        "FOVEA_PROGRESS": "false",
+        "FOVEA_DEVICE": "cpu",
+    }
+    with (root / "log-cluster").open("wb") as log:
+        done = subprocess.run(
+            [sys.executable, str(script), str(root), INSTANCE],
+            cwd=root, env=env, stdout=log, stderr=log, timeout=500, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, (root / "log-cluster").read_text()
+    assert "node removed" in (root / "log-cluster").read_text()
+    assert model_digest(result(root)[1] / "model") == model_digest(result(whole)[1] / "model")
+
+
+CLUSTER = """
+import os, subprocess, sys, time
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+root, instance = Path(sys.argv[1]), sys.argv[2]
+# The head only schedules: the worker, which asks for a CPU, must go to one of the other nodes.
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=2)]
+env = {**os.environ, "RAY_ADDRESS": cluster.address}
+fit = subprocess.Popen([sys.executable, "-m", "training", "run", instance], cwd=root, env=env)
+deadline = time.monotonic() + 200
+while not any(int(p.name.split("-")[1]) >= 12 for p in (root / ".work").rglob("step-*")):
+    assert fit.poll() is None and time.monotonic() < deadline
+    time.sleep(0.05)
+cluster.add_node(num_cpus=2)
+cluster.remove_node(nodes[0], allow_graceful=False)
+print("node removed", flush=True)
+code = fit.wait(timeout=300)
+cluster.shutdown()
+sys.exit(code)
+"""

@@ -1,0 +1,181 @@
+"""A stage instance from params to outputs, in this process (no Ray), and what must be refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.locks import StageLockedError, stage_lock
+from infra.settings import Settings
+from training.core.checkpoint import CheckpointError, load_model, model_digest, read_model_info
+from training.core.config import ConfigError
+from training.core.evaluate import Predictions
+from training.core.run import resolve, run_stage
+from training.core.stage import StageRef
+
+PARAMS = Path(__file__).parents[2] / "params.tiny.yaml"
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_shards: Path) -> Settings:
+    """A project with the tiny data set, its shards and no Ray."""
+    (tmp_path / "params").mkdir()
+    shutil.copy(PARAMS, tmp_path / "params" / "tiny.yaml")
+    (tmp_path / "params.yaml").write_text("datasets: [tiny]\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(tiny_shards, tmp_path / "data" / "shards" / "tiny")
+    return Settings(root=tmp_path, train_workers=0, progress=False, device="cpu")
+
+
+GLANCE = StageRef.parse("adafocus_pretrain@tiny-glance")
+
+
+def edit(settings: Settings, section: str, **fit: object) -> None:
+    path = settings.root / "params" / "tiny.yaml"
+    values = yaml.safe_load(path.read_text())
+    values[section]["fit"] |= fit
+    path.write_text(yaml.safe_dump(values))
+
+
+def test_outputs_of_a_fit(project):
+    output = run_stage(GLANCE, project)
+    assert output == project.runs / "tiny" / "adafocus_pretrain-glance"
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["val/num_evaluated"] == 10
+    assert metrics["val/num_listed"] == 11  # one listed video was rejected: it must stay visible
+    assert 0 <= metrics["val/top1"] <= 1
+    assert metrics["val/gmac_per_video"] > 0
+    predictions = Predictions.load(output / "predictions.npz")
+    assert len(set(predictions.key)) == 10
+    loaded = load_model(output / "model")
+    assert loaded.stage == "adafocus_pretrain"
+    assert loaded.classes == ("blue", "green", "red")
+    assert json.loads((output / "config.json").read_text())["net"] == "glance"
+    assert not list((project.work / "runs").rglob("checkpoints")), "work of a finished stage must go"
+
+
+def test_same_inputs_give_the_same_bytes(project, tmp_path):
+    first = model_digest(run_stage(GLANCE, project) / "model")
+    shutil.rmtree(project.runs)
+    assert model_digest(run_stage(GLANCE, project) / "model") == first
+    edit(project, "adafocus_pretrain", seed=4)
+    assert model_digest(run_stage(GLANCE, project) / "model") != first
+
+
+def test_overrides_go_to_scratch(project):
+    output = run_stage(GLANCE, project, ["fit.steps=2"])
+    assert output == project.root / "scratch" / "tiny" / "adafocus_pretrain-glance"
+    assert not project.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fit.stepz=2", "did you mean 'steps'"),
+        ("fit.steps=0", "fit.steps"),
+        ("data.num_frames=5", "must be equal"),
+        ("fit", "key=value"),
+    ],
+)
+def test_wrong_settings_name_the_field(project, override, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(GLANCE, project, [override])
+
+
+@pytest.mark.parametrize(
+    "name", ["adafocus_pretrain@tiny", "adafocus_pretrain@tiny-both", "adafocus_nothing@tiny", "x"]
+)
+def test_unknown_instances_are_refused(project, name):
+    with pytest.raises(ConfigError):
+        resolve(StageRef.parse(name), project)
+
+
+def test_missing_inputs_say_what_to_run(project):
+    with pytest.raises(FileNotFoundError, match="adafocus_pretrain-glance"):
+        run_stage(StageRef.parse("adafocus_warmup@tiny"), project)
+    shutil.rmtree(project.shards / "tiny")
+    with pytest.raises(FileNotFoundError, match="dvc repro shards@tiny"):
+        run_stage(GLANCE, project)
+
+
+def test_second_writer_is_refused(project, monkeypatch):
+    monkeypatch.setattr("training.core.run.stage_lock", lambda path: stage_lock(path, wait_s=0.2))
+    with stage_lock(project.work / f"{GLANCE}.lock"), pytest.raises(StageLockedError, match=str(os.getpid())):
+        run_stage(GLANCE, project)
+
+
+def test_damaged_model_is_refused(project):
+    model = run_stage(GLANCE, project) / "model"
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        load_model(model)
+    with pytest.raises(CheckpointError, match="not a model folder"):
+        read_model_info(model.parent)
+
+
+def start(project: Settings, *, workers: int = 0) -> subprocess.Popen[bytes]:
+    env = {
+        **os.environ,
+        "FOVEA_TRAIN_WORKERS": str(workers),
+        "FOVEA_PROGRESS": "false",
+        "FOVEA_TRAIN_CPUS_PER_WORKER": "1",
+        "FOVEA_DEVICE": "cpu",
+    }
+    command = [sys.executable, "-m", "training", "run", str(GLANCE)]
+    return subprocess.Popen(command, cwd=project.root, env=env, stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_run_ends_as_an_uninterrupted_one(project):
+    edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20, eval_every=0)
+    process = start(project)
+    checkpoints = project.work / "runs"
+    deadline = time.monotonic() + 120
+    while len(list(checkpoints.rglob("step-*"))) < 2:
+        assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (project.runs / "tiny").exists()
+    again = start(project)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors.decode()
+    resumed = model_digest(project.runs / "tiny" / GLANCE.folder / "model")
+    shutil.rmtree(project.runs)
+    shutil.rmtree(project.work)
+    whole = start(project)
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors.decode()
+    assert model_digest(project.runs / "tiny" / GLANCE.folder / "model") == resumed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_changed_parameter_never_resumes_the_old_run(project):
+    edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20)
+    process = start(project)
+    while not list((project.work / "runs").rglob("step-*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    edit(project, "adafocus_pretrain", steps=4, seed=9)
+    run_stage(GLANCE, project)
+    changed = model_digest(project.runs / "tiny" / GLANCE.folder / "model")
+    shutil.rmtree(project.work)
+    shutil.rmtree(project.runs)
+    run_stage(GLANCE, project)
+    assert model_digest(project.runs / "tiny" / GLANCE.folder / "model") == changed

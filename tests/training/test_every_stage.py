@@ -1,0 +1,160 @@
+"""Tests that every stage of every family passes the moment it is listed in `training/registry.py`.
+
+The chain of all stages runs once on tiny shards, in this process; then each stage's model is looked at. A
+family without a section in tests/params.tiny.yaml fails here.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from infra.settings import Settings
+from training.core.checkpoint import load_model
+from training.core.config import ConfigError
+from training.core.cost import count_params
+from training.core.data import open_loader
+from training.core.run import resolve, run_stage
+from training.core.stage import StageRef
+from training.registry import FAMILIES, all_stages, load_family
+
+PARAMS = Path(__file__).parents[1] / "params.tiny.yaml"
+STAGES = all_stages()
+INSTANCES = [str(ref) for stage in STAGES.values() for ref in stage.instances("tiny")]
+FITS = [name for name in INSTANCES if STAGES[StageRef.parse(name).stage].kind == "fit"]
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Settings:
+    """A project in which every stage has run on the tiny data set."""
+    root = tmp_path_factory.mktemp("chain")
+    (root / "params").mkdir()
+    shutil.copy(PARAMS, root / "params" / "tiny.yaml")
+    (root / "params.yaml").write_text("datasets: [tiny]\n")
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(tiny_shards, root / "data" / "shards" / "tiny")
+    settings = Settings(root=root, train_workers=0, progress=False, device="cpu")
+    for name in INSTANCES:
+        run_stage(StageRef.parse(name), settings)
+    return settings
+
+
+@pytest.fixture
+def batch(chain: Settings, request: pytest.FixtureRequest):
+    resolved = resolve(StageRef.parse(request.node.callspec.params["name"]), chain)
+    loader = open_loader(resolved.paths.shards, resolved.config.data, split="train", train=True, seed=0)
+    raw = next(iter(loader))
+    loader.close()
+    return raw
+
+
+def system_of(chain: Settings, name: str):
+    return load_model(resolve(StageRef.parse(name), chain).paths.model).system
+
+
+def test_sections_are_the_stages_and_their_shared_blocks():
+    sections = set(yaml.safe_load(PARAMS.read_text()))
+    assert sections == set(STAGES) | {name for stage in STAGES.values() for name in stage.shared.values()}
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_unknown_key_is_refused(chain, name):
+    with pytest.raises(ConfigError, match="surely_not_a_key"):
+        resolve(StageRef.parse(name), chain, ["surely_not_a_key=1"])
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_metrics_keep_the_contract(chain, name):
+    resolved = resolve(StageRef.parse(name), chain)
+    metrics = json.loads(resolved.paths.metrics.read_text())
+    split = resolved.stage.split
+    assert resolved.stage.metric in metrics
+    assert metrics[f"{split}/num_evaluated"] == {"val": 10, "test": 11}[split]
+    assert {key.split("/")[0] for key in metrics} <= {split, "train"}
+    assert all(isinstance(value, float) for value in metrics.values())
+    assert any("gmac_per_" in key for key in metrics)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_trained_parameters_get_gradients_and_frozen_ones_do_not(chain, name, batch):
+    system = system_of(chain, name)
+    freeze = getattr(system, "freeze", None)
+    if freeze is not None:
+        freeze()
+    system.train()
+    system(system.prepare(batch, train=True)).loss.backward()
+    grouped = {id(p) for group in system.parameter_groups().values() for p in group}
+    for key, parameter in system.named_parameters():
+        if id(parameter) in grouped:
+            assert parameter.requires_grad, key
+            assert parameter.grad is not None, key
+            assert torch.isfinite(parameter.grad).all(), key
+        else:
+            assert parameter.grad is None, key
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_twenty_updates_on_one_batch_lower_the_loss(chain, name, batch):
+    system = system_of(chain, name)
+    config = resolve(StageRef.parse(name), chain).config
+    optimizers = system.optimizers(config.fit.optim)
+    losses = []
+    for step in range(21):
+        system.train()
+        torch.manual_seed(0)  # the same dropout masks: only the weights change
+        output = system(system.prepare(batch, train=True))
+        losses.append(output.loss.item())
+        output.loss.backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        assert torch.isfinite(output.loss), step
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_prediction_of_a_clip_does_not_depend_on_its_batch(chain, name, batch):
+    system = system_of(chain, name).eval()
+    clips = system.prepare(batch, train=False)
+    with torch.inference_mode():
+        together = system.predict(clips).scores_BK
+        for index in (0, len(batch.key) - 1):
+            alone = type(clips)(**{field: value[index : index + 1] for field, value in vars(clips).items()})
+            torch.testing.assert_close(system.predict(alone).scores_BK[0], together[index], atol=1e-5, rtol=1e-5)
+    assert together.shape == (len(batch.key), 3)
+    torch.testing.assert_close(together.sum(-1), torch.ones(len(batch.key)))
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_saved_model_predicts_what_the_stage_evaluated(chain, name):
+    from training.core.evaluate import Predictions, evaluate
+
+    resolved = resolve(StageRef.parse(name), chain)
+    system = system_of(chain, name)
+    split = resolved.stage.split
+    loader = open_loader(resolved.paths.shards, resolved.config.data, split=split, train=False, seed=3)
+    result = evaluate(system, loader, split=split, device=torch.device("cpu"))
+    loader.close()
+    stored = Predictions.load(resolved.paths.predictions)
+    torch.testing.assert_close(torch.from_numpy(result.predictions.scores), torch.from_numpy(stored.scores))
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_cost_and_parameters_are_positive(chain, name):
+    system = system_of(chain, name)
+    assert count_params(system) > 0
+    for row in system.cost().values():
+        assert row.gmac > 0
+        assert row.gflop == 2 * row.gmac
+        assert row.params > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_of_a_family_have_a_cost(family):
+    for build in load_family(family).MODELS.values():
+        row = build({})
+        assert row.gmac > 0
+        assert row.per in ("view", "video", "frame", "segment")
