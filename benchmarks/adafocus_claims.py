@@ -4,7 +4,7 @@
 
 Runs stages 0 to III and the evaluation of AdaFocus V1 for each seed (the seed changes weights, order and
 draws; the data stay), in processes of their own, and prints one row per seed, the paired differences and the
-share of patches that contain the object (from truth.csv, if given). Every arm starts from the same stage I and II weights
+share of patches that contain the object (from truth.csv, if given). Every arm starts from the same weights
 and gets the same batches and the same number of stage III steps.
 """
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 STEP = re.compile(
-    r"^(Collecting|Using cached|Downloading|Building|Installing collected packages|Preparing)\b:?\s*(\S*)"
+    r"^(Collecting|Processing|Using cached|Downloading|Building|Installing collected packages|Preparing)\b:?\s*(\S*)"
 )
 
 

@@ -19,7 +19,9 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @app.command("list")
-def list_(models: Annotated[bool, typer.Option(help="Models that `cost` knows.")] = False, as_json: Json = False) -> None:
+def list_(
+    models: Annotated[bool, typer.Option(help="Models that `cost` knows.")] = False, as_json: Json = False
+) -> None:
     """List stages and their instances, or models."""
     if models:
         from training.core.cost import list_models
@@ -96,8 +98,10 @@ def cost(
     if as_json:
         print(json.dumps(row))
         return
-    print(f"{row['model']}: {row['gmac']:.4g} GMAC ({row['gflop']:.4g} GFLOP) per {row['per']}, "
-          f"{row['params']:,} parameters, input {row['input']}")
+    print(
+        f"{row['model']}: {row['gmac']:.4g} GMAC ({row['gflop']:.4g} GFLOP) per {row['per']}, "
+        f"{row['params']:,} parameters, input {row['input']}"
+    )
 
 
 @app.command()

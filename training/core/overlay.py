@@ -130,7 +130,7 @@ def write_overlay(
 
     if target.suffix.lower() != ".mp4":
         raise OverlayError(f"{target}: the overlay is written as .mp4; name it so")
-    width, height, fps, expected, has_sound = _probe(source)
+    width, height, fps, expected, stream, has_sound = _probe(source)
     # Even sides, as 4:2:0 needs; a picture of one pixel grows.
     even = (max(2, width // 2 * 2), max(2, height // 2 * 2))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -138,8 +138,8 @@ def write_overlay(
         silent = Path(temporary) / "silent.mp4"
         log = Path(temporary) / "log"
         reading = (
-            ffmpeg.input(str(source.absolute()))
-            .video.filter("scale", *even)
+            ffmpeg.input(str(source.absolute()))[str(stream)]
+            .filter("scale", *even)
             .filter("fps", fps)
             .output("pipe:", format="rawvideo", pix_fmt="rgb24", an=None)
         )
@@ -172,15 +172,15 @@ def _draw(frame: NDArray[np.uint8], time_s: float, label: str, track: Track | No
     draw_label(frame, label)
 
 
-def _probe(source: Path) -> tuple[int, int, float, int, bool]:
-    """Return width, height (after rotation), frames per second, expected frames, and whether there is sound."""
+def _probe(source: Path) -> tuple[int, int, float, int, int, bool]:
+    """Return width, height (after rotation), frames per second, expected frames, number of the stream, has sound."""
     import av
+
+    from training.core.decode_rungs import DecodeError, video_stream
 
     try:
         with av.open(str(source)) as container:
-            if not container.streams.video:
-                raise OverlayError(f"{source}: no video stream")
-            stream = container.streams.video[0]
+            stream = video_stream(container)
             fps = float(stream.average_rate or stream.guessed_rate or 25)
             duration = float(container.duration or 0) / 1e6
             frame = next(iter(container.decode(stream)), None)
@@ -190,8 +190,8 @@ def _probe(source: Path) -> tuple[int, int, float, int, bool]:
             width, height = frame.width, frame.height
             if rotation == 90:
                 width, height = height, width
-            return width, height, fps, round(duration * fps), bool(container.streams.audio)
-    except av.FFmpegError as error:
+            return width, height, fps, round(duration * fps), stream.index, bool(container.streams.audio)
+    except (av.FFmpegError, DecodeError) as error:
         raise OverlayError(f"{source}: cannot be opened as a video: {error}") from None
 
 

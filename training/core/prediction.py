@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.settings import Settings
+from training.core.config import DataConfig
+from training.core.decode import count_packets
+from training.core.decode_rungs import video_stream
 from training.core.overlay import Track, Written, write_overlay
 from training.core.registration import Registry
+from training.core.sampling import frame_positions
 from training.core.serving import Result, VideoClassifier
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".3gp", ".ts", ".flv")
@@ -89,8 +94,6 @@ def predict_overlay(
         OverlayError: the copy cannot be written.
         Exception: what the decoder raises for a file that it cannot read.
     """
-    from training.core.decode import count_frames
-    from training.core.sampling import frame_positions
     from training.core.transforms import source_rectangle
 
     prediction, batch = classifier.forward(video)
@@ -100,8 +103,6 @@ def predict_overlay(
     track = None
     origins, patch = prediction.extras.get("origins"), prediction.extras.get("patch")
     if origins is not None and patch is not None:
-        count = count_frames(video)
-        frames = frame_positions(count, classifier.model.data_config(), train=False, seed=0)
         side = float(patch[0])
         height, width = picture_size(video)
         boxes = []
@@ -109,6 +110,7 @@ def predict_overlay(
             top_, left, high, wide = source_rectangle(batch, 0, float(y), float(x), side, side)
             boxes.append([top_ / height, left / width, (top_ + high) / height, (left + wide) / width])
         times = frame_times(video)
+        frames = _sampled(video, classifier.model.data_config(), len(times))
         track = Track(np.array([times[i] for i in frames]), np.clip(np.array(boxes), 0.0, 1.0))
     written = write_overlay(
         video,
@@ -126,7 +128,7 @@ def picture_size(video: Path) -> tuple[int, int]:
     import av
 
     with av.open(str(video), metadata_errors="ignore") as container:
-        frame = next(container.decode(container.streams.video[0]))
+        frame = next(container.decode(video_stream(container)))
         turned = abs(int(getattr(frame, "rotation", 0) or 0)) % 180 == 90
         return (frame.width, frame.height) if turned else (frame.height, frame.width)
 
@@ -136,5 +138,11 @@ def frame_times(video: Path) -> list[float]:
     import av
 
     with av.open(str(video), metadata_errors="ignore") as container:
-        times = [float(frame.time or 0.0) for frame in container.decode(container.streams.video[0])]
+        times = [float(frame.time or 0.0) for frame in container.decode(video_stream(container))]
     return [time - times[0] for time in times] if times else []
+
+
+def _sampled(video: Path, config: DataConfig, num_frames: int) -> NDArray[np.int64]:
+    """Return the frames that the loader took: it counts packets, and decodes only where these promise too many."""
+    frames = frame_positions(count_packets(video), config, train=False, seed=0)
+    return frames if int(frames.max()) < num_frames else frame_positions(num_frames, config, train=False, seed=0)

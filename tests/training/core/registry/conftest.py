@@ -68,7 +68,7 @@ FIT = {
 PARAMS = {
     "adafocus_data": DATA,
     "adafocus_model": MODEL,
-    "adafocus_pretrain": {"dropout": 0.0, "fit": FIT},
+    "adafocus_pretrain": {"dropout": 0.0, "train_frames": 2, "fit": FIT},
     "adafocus_finetune": {"train": "classifier", "arms": ["policy", "random"], "fit": FIT},
     "adafocus_eval": {},
 }

@@ -114,3 +114,25 @@ def test_times_and_size(make_clip, tmp_path):
     source.write_bytes(make_clip((20, 20, 20), 0, frames=8, side=64))
     assert frame_times(source) == pytest.approx([i / 8 for i in range(8)])
     assert picture_size(source) == (64, 64)
+
+
+def test_of_several_video_streams_the_loaders_one_is_drawn_on(tmp_path):
+    """A small first stream and a larger second one: FFmpeg's best, which the loader decodes, is the larger."""
+    source = tmp_path / "two.mkv"
+    with av.open(str(source), "w") as container:
+        streams = []
+        for side in (32, 96):
+            stream = container.add_stream("libx264", rate=5)
+            stream.width = stream.height = side
+            stream.pix_fmt = "yuv420p"
+            streams.append(stream)
+        for stream, count in zip(streams, (2, 5), strict=True):
+            for _ in range(count):
+                picture = np.full((stream.height, stream.width, 3), 90, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+    written = write_overlay(source, tmp_path / "o.mp4", label="a", ffmpeg_program=get_ffmpeg_exe())
+    assert pictures(tmp_path / "o.mp4")[0].shape == (96, 96, 3)
+    assert written.frames == 5
+    assert len(frame_times(source)) == 5
+    assert picture_size(source) == (96, 96)
