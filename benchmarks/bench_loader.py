@@ -246,9 +246,10 @@ def main() -> None:
                     spent[name].append(time.process_time() - before)
             # Ratios within a round, then their median: load that comes and goes hits a round alike.
             index, raw, stream, processes = (speeds[name] for name in ("index", "bare", "stream", "workers"))
+            cpu = ratio(spent["bare"], spent["index"])
             print(
                 f"{decoder:<11}{statistics.median(index):>9.1f}{statistics.median(raw):>8.1f}{ratio(index, raw):>12.2f}"
-                f"{ratio(spent['bare'], spent['index']):>10.2f}{ratio(stream, raw):>13.2f}{ratio(index, processes):>15.2f}"
+                f"{cpu:>10.2f}{ratio(stream, raw):>13.2f}{ratio(index, processes):>15.2f}"
             )
         figures = memory(shards, config)
         print("resident MB after each epoch: " + " ".join(f"{value:.0f}" for value in figures))

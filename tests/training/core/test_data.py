@@ -359,6 +359,24 @@ def test_batch_size_must_fit_the_ranks(tiny_shards: Path) -> None:
         opened(tiny_shards, rank=2, world=2)
 
 
+def test_memory_of_a_batch_is_reused_only_after_it_was_let_go(tiny_shards: Path) -> None:
+    batches = iter(opened(tiny_shards, config(prefetch=1)))
+    held = [next(batches) for _ in range(8)]
+    copies = [batch.frames_BTHWC.clone() for batch in held]
+    view = held[0].frames_BTHWC[3, 1:]
+    kept = view.clone()
+    del held[0]
+    for _ in range(12):
+        next(batches)
+    assert torch.equal(view, kept)
+    assert all(torch.equal(b.frames_BTHWC, c) for b, c in zip(held, copies[1:], strict=True))
+    assert len({batch.frames_BTHWC.data_ptr() for batch in held}) == 7
+    places = set()
+    for _ in range(12):
+        places.add(next(batches).frames_BTHWC.data_ptr())
+    assert len(places) < 12
+
+
 def test_close_ends_the_threads(tiny_shards: Path) -> None:
     before = set(threading.enumerate())
     loader = opened(tiny_shards)

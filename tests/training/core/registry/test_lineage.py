@@ -1,10 +1,14 @@
 import json
 
+import pytest
 from rich.console import Console
 
 from training.core.lineage import as_tree, lineage
 from training.core.registration import Registry
 from training.core.tracking import client, find_runs
+
+# Whichever test comes first waits for the session's project to be trained, evaluated and registered.
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_chain_from_version_to_manifest(registered):

@@ -10,6 +10,9 @@ from training.core.registration import Registry, RegistryError, evaluations, fin
 from training.core.stage import StageRef
 from training.core.tracking import read_run
 
+# Whichever test comes first waits for the session's project to be trained, evaluated and registered.
+pytestmark = pytest.mark.timeout(300)
+
 
 def test_version_carries_its_evaluation_and_says_where_it_comes_from(registered, tmp_path):
     registry = Registry.open(registered.settings)

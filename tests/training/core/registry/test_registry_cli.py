@@ -7,6 +7,9 @@ from typer.testing import CliRunner
 from training.core.registration import Registry
 from training.core.registry_cli import app
 
+# Whichever test comes first waits for the session's project to be trained, evaluated and registered.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def fovea(registered, monkeypatch):

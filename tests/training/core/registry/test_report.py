@@ -1,11 +1,15 @@
 import re
 
 import numpy as np
+import pytest
 
 from training.core.charts import Point, Series, confusion, frontier, heat, lines, number, pareto, ticks
 from training.core.registration import Registry
 from training.core.report import write_report
 from training.core.report_clips import choose, coverage, film_strip
+
+# Whichever test comes first waits for the session's project to be trained, evaluated and registered.
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_pages_of_a_registered_model(registered):

@@ -23,6 +23,9 @@ from training.core.serving import (
     round_trip,
 )
 
+# Whichever test comes first waits for the session's project to be trained, evaluated and registered.
+pytestmark = pytest.mark.timeout(300)
+
 REPOSITORY = Path(__file__).resolve().parents[4]
 
 
