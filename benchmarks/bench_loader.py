@@ -112,33 +112,36 @@ def make_shards(folder: Path, clips: int, *, height: int, width: int, frames: in
     return folder
 
 
-def bare(shards: Path, config: DataConfig, decoder: str) -> Callable[[], float]:
+def bare(shards: Path, config: DataConfig, decoder: str) -> Callable[[], tuple[float, float]]:
     """Clips per second of threads that only decode, from memory."""
     index = SplitIndex(shards, "train")
     contents = [index.read(number) for number in range(len(index))]
     wanted = [frame_positions(int(n), config, train=False, seed=0) for n in index.num_frames]
 
-    def measure() -> float:
+    def measure() -> tuple[float, float]:
         with ThreadPoolExecutor(config.threads) as pool:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             for _ in pool.map(lambda i: decode_clip(contents[i], wanted[i], decoder).shape, range(len(contents))):
                 pass
-            return len(contents) / (time.perf_counter() - start)
+            return len(contents) / (time.perf_counter() - start), time.process_time() - cpu
 
     return measure
 
 
-def loader(shards: Path, config: DataConfig) -> Callable[[], float]:
+def loader(shards: Path, config: DataConfig) -> Callable[[], tuple[float, float]]:
     """Clips per second of `open_loader` over one pass, the same (middle) frames."""
 
-    def measure() -> float:
+    def measure() -> tuple[float, float]:
         opened = open_loader(shards, config, split="train", train=False, seed=SEED)
-        start = time.perf_counter()
+        for _ in opened:  # as in later epochs: memory of batches is there
+            pass
+        start, cpu = time.perf_counter(), time.process_time()
         for _ in opened:
             pass
         speed = opened.num_samples / (time.perf_counter() - start)
+        spent = time.process_time() - cpu
         opened.close()
-        return speed
+        return speed, spent
 
     return measure
 
@@ -148,11 +151,11 @@ def _decode_sample(sample: dict[str, Any], config: DataConfig, decoder: str) -> 
     return torch.from_numpy(decode_clip(sample["mp4"], frame_positions(count, config, train=False, seed=0), decoder))
 
 
-def workers(shards: Path, config: DataConfig, decoder: str) -> Callable[[], float]:
+def workers(shards: Path, config: DataConfig, decoder: str) -> Callable[[], tuple[float, float]]:
     """Clips per second of webdataset with DataLoader processes, one per thread of the others."""
     urls = [str(path) for path in sorted(shards.glob("*-train-*.tar"))]
 
-    def measure() -> float:
+    def measure() -> tuple[float, float]:
         dataset = wds.DataPipeline(
             wds.SimpleShardList(urls),
             wds.split_by_worker,
@@ -170,7 +173,7 @@ def workers(shards: Path, config: DataConfig, decoder: str) -> Callable[[], floa
             break
         start = time.perf_counter()
         total = sum(len(batch) for batch in loading)
-        return total / (time.perf_counter() - start)
+        return total / (time.perf_counter() - start), 0.0
 
     return measure
 
@@ -241,9 +244,9 @@ def main() -> None:
             spent: dict[str, list[float]] = {name: [] for name in measures}
             for _ in range(arguments.repeats):
                 for name, measure in measures.items():  # interleaved: other load hits all alike
-                    before = time.process_time()
-                    speeds[name].append(measure())
-                    spent[name].append(time.process_time() - before)
+                    speed, cpu_s = measure()
+                    speeds[name].append(speed)
+                    spent[name].append(cpu_s)
             # Ratios within a round, then their median: load that comes and goes hits a round alike.
             index, raw, stream, processes = (speeds[name] for name in ("index", "bare", "stream", "workers"))
             cpu = ratio(spent["bare"], spent["index"])

@@ -219,6 +219,8 @@ class Warmup(AdaFocusSystem):
 class PatchPolicy(AdaFocusSystem):
     """Stage II: π alone, rewarded by the confidence that its patch adds over a random one (§3.2, §3.3)."""
 
+    objective = ("reward", "max")
+
     def __init__(self, config: PolicyConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config.model, config.data, classes)
         self.policy_config = config

@@ -160,12 +160,12 @@ class BatchAssembler:
         decoding. A tensor or view made of a buffer holds a reference to it, so a buffer with no reference
         but the list's is free.
         """
-        for place, buffer in enumerate(self._buffers):
-            if sys.getrefcount(buffer) > 3:  # list, loop variable, argument
+        for place in range(len(self._buffers)):
+            if sys.getrefcount(self._buffers[place]) > 2:  # the list's reference and the argument's
                 continue
-            if buffer.size < size:
-                buffer = self._buffers[place] = np.empty(size, dtype=np.uint8)
-            return buffer[:size]
+            if self._buffers[place].size < size:
+                self._buffers[place] = np.empty(size, dtype=np.uint8)
+            return self._buffers[place][:size]
         buffer = np.empty(size, dtype=np.uint8)
         if len(self._buffers) < self._config.prefetch + 3:
             self._buffers.append(buffer)

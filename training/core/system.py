@@ -134,6 +134,8 @@ class System(nn.Module):
         return {"loss": output.loss.detach(), **output.logs}
 
     owns_step: bool = False
+    objective: tuple[str, str] = ("loss", "min")
+    """Which log shows that training works on a batch, and in which direction; not the loss for reinforcement."""
 
     def predict(self, batch: ClipBatch) -> Prediction:
         """Return scores in eval mode; each row depends on its own clip only."""

@@ -371,10 +371,10 @@ def test_memory_of_a_batch_is_reused_only_after_it_was_let_go(tiny_shards: Path)
     assert torch.equal(view, kept)
     assert all(torch.equal(b.frames_BTHWC, c) for b, c in zip(held, copies[1:], strict=True))
     assert len({batch.frames_BTHWC.data_ptr() for batch in held}) == 7
-    places = set()
-    for _ in range(12):
-        places.add(next(batches).frames_BTHWC.data_ptr())
-    assert len(places) < 12
+    # Nothing is held: the memory of the first batches serves all later ones.
+    batches = iter(opened(tiny_shards, config(prefetch=1, batch_size=24)))
+    places = [next(batches).frames_BTHWC.data_ptr() for _ in range(12)]
+    assert set(places[4:]) <= set(places[:4])
 
 
 def test_close_ends_the_threads(tiny_shards: Path) -> None:
