@@ -122,10 +122,8 @@ def dvc(
 
 def _add_registry_commands() -> None:
     """Add predict, register, promote, report, lineage and finish."""
-    try:
-        from training.core.registry_cli import app as registry_app
-    except ImportError:
-        return
+    from training.core.registry_cli import app as registry_app
+
     app.registered_commands += registry_app.registered_commands
 
 

@@ -76,7 +76,6 @@ class PretrainConfig(_AdaFocusStage):
     """Frames of a clip that a training step sees, drawn anew each time; the paper takes all T."""
     fit: FitConfig
 
-
     @model_validator(mode="after")
     def _enough_frames(self) -> "PretrainConfig":
         if self.train_frames > self.data.num_frames:

@@ -186,7 +186,8 @@ def read_model_info(folder: Path) -> dict[str, Any]:
 def load_state(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Return the tensors of a model folder, after checking it."""
     read_model_info(folder)
-    return load_file(folder / "model.safetensors", device=device)
+    tensors: dict[str, Tensor] = load_file(folder / "model.safetensors", device=device)
+    return tensors
 
 
 def load_model(folder: Path, device: str = "cpu") -> LoadedModel:

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,11 +140,7 @@ def fit(
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = system.optimizers(config.optim)
     schedules = {name: build_schedule(opt, config.optim, config.steps) for name, opt in optimizers.items()}
-    ema = (
-        AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
-        if config.ema_decay is not None
-        else None
-    )
+    ema = _new_average(system, config.ema_decay) if config.ema_decay is not None else None
     best: float | None = None
     best_weights: dict[str, Tensor] | None = None
     start = 0
@@ -289,6 +285,11 @@ class _Window:
         return values
 
 
+def _new_average(system: System, decay: float) -> AveragedModel:
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(system, multi_avg_fn=average, use_buffers=True)
+
+
 def _averaged(ema: AveragedModel) -> System:
     module = ema.module
     assert isinstance(module, System)
@@ -302,7 +303,7 @@ def _copy_state(system: System) -> dict[str, Tensor]:
 def _state(
     system: System,
     optimizers: dict[str, torch.optim.Optimizer],
-    schedules: dict[str, torch.optim.lr_scheduler.LRScheduler],
+    schedules: Mapping[str, torch.optim.lr_scheduler.LRScheduler],
     ema: AveragedModel | None,
     best_weights: dict[str, Tensor] | None,
 ) -> dict[str, Any]:
@@ -319,7 +320,7 @@ def _restore(
     checkpoint: Checkpoint,
     system: System,
     optimizers: dict[str, torch.optim.Optimizer],
-    schedules: dict[str, torch.optim.lr_scheduler.LRScheduler],
+    schedules: Mapping[str, torch.optim.lr_scheduler.LRScheduler],
     ema: AveragedModel | None,
 ) -> None:
     state = checkpoint.state

@@ -281,7 +281,8 @@ def _device() -> torch.device:
         with contextlib.suppress(ImportError, RuntimeError):
             from ray.train.torch import get_device
 
-            return get_device()
+            device: torch.device = get_device()
+            return device
         return torch.device("cuda")
     return torch.device("cpu")
 

@@ -37,7 +37,7 @@ class RawBatch:
 
     def to(self, device: torch.device) -> "RawBatch":
         """Move tensors; pinned host memory is copied asynchronously."""
-        return replace(self, **_moved(self, device))
+        return replace(self, **_moved(self, device))  # type: ignore[arg-type]  # tensors only, never the keys
 
 
 @dataclass(frozen=True)
