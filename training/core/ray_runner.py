@@ -103,6 +103,8 @@ def ray_environment() -> dict[str, str]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
+        # Threads that wait should not spin: loader and convolutions share the cores.
+        "OMP_WAIT_POLICY": "passive",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 
@@ -240,6 +242,7 @@ def _train(job: FitJob, group: Group) -> None:
         )
         final.predictions.save(result / "predictions.npz")
         metrics = {**final.metrics, "train/steps": float(report.steps)}
+        (work / "fit.json").write_text(json.dumps({"steps": report.steps, "resumed_from": report.resumed_from}))
         (result / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     group.barrier()
 

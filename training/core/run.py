@@ -120,6 +120,7 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
             "seconds": time.time() - started,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "overridden": resolved.overridden,
+            "fit": json.loads(fit.read_text()) if (fit := work / "fit.json").exists() else None,
         }
         (output / "run.json").write_text(json.dumps(info, indent=1) + "\n")
         shutil.rmtree(work)

@@ -240,6 +240,7 @@ def test_a_crop_larger_than_the_clip_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_gpu_gives_the_same_without_waiting() -> None:
     raw = raw_batch()
