@@ -120,6 +120,9 @@ def _run_on_ray(job: FitJob, settings: Settings) -> None:
     if settings.ray_address:
         ray.init(address=settings.ray_address, logging_level=logging.WARNING, log_to_driver=False)
     elif not ray.is_initialized():
+        # One machine: nothing can be preempted and no metrics are scraped; each would be a process more to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         ray.init(
             address="local",
             num_cpus=settings.train_workers * settings.train_cpus_per_worker,
