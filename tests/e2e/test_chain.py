@@ -88,9 +88,12 @@ def test_deployment_run_moves_the_champion(project: Path, prefect: dict) -> None
     assert {"test/top1_random", "test/top1_center", "test/top1_fullframe"} <= set(metrics)
     lineage = fovea(project, prefect, "lineage", "adafocus-demo@champion", "--json")
     text = json.dumps(lineage)
-    assert subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True
-    ).stdout.strip() in text
+    assert (
+        subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        in text
+    )
     assert yaml.safe_load((project / "dvc.lock").read_text())["stages"]["shards@demo"]["outs"][0]["md5"] in text
     assert (project / "reports/index.html").exists()
 
@@ -98,9 +101,7 @@ def test_deployment_run_moves_the_champion(project: Path, prefect: dict) -> None
 def test_champion_predicts_a_file(project: Path, prefect: dict) -> None:
     clip = next((project / "data/raw/demo/test/red_vertical").glob("*.mp4"))
     overlay = project / "overlay.mp4"
-    rows = fovea(
-        project, prefect, "predict", "adafocus-demo@champion", str(clip), "--json", "--overlay", str(overlay)
-    )
+    rows = fovea(project, prefect, "predict", "adafocus-demo@champion", str(clip), "--json", "--overlay", str(overlay))
     text = json.dumps(rows)
     assert "red_" in text  # the colour has been learned
     assert overlay.stat().st_size > 1000
