@@ -242,7 +242,10 @@ def test_foreign_manifest_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def s3_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Settings for a real S3 server (moto) on loopback whose bucket `videos` holds three objects."""
+    """Settings for a real S3 server (moto) on loopback whose bucket `listed` holds three objects.
+
+    The bucket is this module's own: all moto servers of one process share their state.
+    """
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -259,24 +262,24 @@ def s3_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
             url = f"http://{host}:{port}"
             patch.setenv("AWS_ENDPOINT_URL", url)
             client = boto3.client("s3", endpoint_url=url)
-            client.create_bucket(Bucket="videos")
+            client.create_bucket(Bucket="listed")
             for name in ("set/run/a b.mp4", "set/jump/é.mp4", "other/run/c.mp4"):
-                client.put_object(Bucket="videos", Key=name, Body=name.encode())
+                client.put_object(Bucket="listed", Key=name, Body=name.encode())
             yield Settings(root=tmp_path_factory.mktemp("s3"), progress=False)
         finally:
             server.stop()
 
 
 def test_remote_folder_and_urls(s3_settings: Settings) -> None:
-    rows = build_listing(make_spec(folder_part(root="s3://videos/set", split="train")), s3_settings).rows
+    rows = build_listing(make_spec(folder_part(root="s3://listed/set", split="train")), s3_settings).rows
     assert {(r.path, r.label) for r in rows} == {("run/a b.mp4", "run"), ("jump/é.mp4", "jump")}
     for row in rows:
         body = f"set/{row.path}".encode()
         assert (row.size, row.checksum) == (len(body), hashlib.md5(body).hexdigest())
     table = s3_settings.root / "list.csv"
-    table.write_text("path,label\ns3://videos/other/run/c.mp4,run\ns3://videos/other/gone.mp4,run\nrun/a b.mp4,run\n")
-    source = {"kind": "csv", "root": "s3://videos/set", "file": "list.csv"}
+    table.write_text("path,label\ns3://listed/other/run/c.mp4,run\ns3://listed/other/gone.mp4,run\nrun/a b.mp4,run\n")
+    source = {"kind": "csv", "root": "s3://listed/set", "file": "list.csv"}
     rows = build_listing(make_spec({"name": "main", "source": source, "split": "train"}), s3_settings).rows
     sizes = {r.path: r.size for r in rows}
-    assert sizes["s3://videos/other/gone.mp4"] is None
-    assert (sizes["s3://videos/other/run/c.mp4"], sizes["run/a b.mp4"]) == (15, 15)
+    assert sizes["s3://listed/other/gone.mp4"] is None
+    assert (sizes["s3://listed/other/run/c.mp4"], sizes["run/a b.mp4"]) == (15, 15)

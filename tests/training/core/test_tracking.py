@@ -50,7 +50,10 @@ def test_four_processes_may_create_the_store_at_once(tmp_path):
     assert not list(tmp_path.glob("mlflow.db.new*"))
 
 
-def test_run_keeps_params_metrics_tags_and_artifacts(settings, tmp_path):
+def test_run_keeps_params_metrics_tags_and_artifacts(settings, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     run = start_run(
         settings,
         experiment="adafocus",
