@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -77,16 +78,29 @@ def prefect(tmp_path_factory: pytest.TempPathFactory, project: Path, project_env
                     continue
 
 
-def test_deployment_run_moves_the_champion(project: Path, prefect: dict) -> None:
+@pytest.fixture(scope="module")
+def reproduced(project: Path, prefect: dict) -> dict:
+    """The whole chain has run once, as a deployment; yields the environment. Tests leave the project as it was."""
     run(
         project, prefect, sys.executable, "-m", "prefect", "deployment", "run", "reproduce/reproduce",
         "-p", "dataset=demo", "-p", f"root={project}", "--watch",
     )  # fmt: skip
+    return prefect
+
+
+def set_fit(project: Path, section: str, **fit: int) -> None:
+    path = project / "params/demo.yaml"
+    values = yaml.safe_load(path.read_text())
+    values[section]["fit"] |= fit
+    path.write_text(yaml.safe_dump(values))
+
+
+def test_deployment_run_moves_the_champion(project: Path, reproduced: dict) -> None:
     metrics = json.loads((project / "runs/demo/adafocus_eval/metrics.json").read_text())
     assert metrics["test/num_evaluated"] == metrics["test/num_listed"] == 108
     assert metrics["test/top1"] > metrics["test/majority"]
     assert {"test/top1_random", "test/top1_center", "test/top1_fullframe"} <= set(metrics)
-    lineage = fovea(project, prefect, "lineage", "adafocus-demo@champion", "--json")
+    lineage = fovea(project, reproduced, "lineage", "adafocus-demo@champion", "--json")
     text = json.dumps(lineage)
     assert (
         subprocess.run(
@@ -98,7 +112,7 @@ def test_deployment_run_moves_the_champion(project: Path, prefect: dict) -> None
     assert (project / "reports/index.html").exists()
 
 
-def test_champion_predicts_a_file(project: Path, prefect: dict) -> None:
+def test_champion_predicts_a_file(project: Path, reproduced: dict) -> None:
     clip = next((project / "data/raw/demo/test/red_vertical").glob("*.mp4"))
     overlay = project / "overlay.mp4"
     rows = fovea(project, prefect, "predict", "adafocus-demo@champion", str(clip), "--json", "--overlay", str(overlay))
@@ -107,54 +121,64 @@ def test_champion_predicts_a_file(project: Path, prefect: dict) -> None:
     assert overlay.stat().st_size > 1000
 
 
-def test_nothing_to_do_starts_no_stage(project: Path, prefect: dict) -> None:
+def test_nothing_to_do_starts_no_stage(project: Path, reproduced: dict) -> None:
     before = {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("metrics.json")}
-    done = run(project, prefect, sys.executable, "-m", "flows.reproduce", "demo")
+    done = run(project, reproduced, sys.executable, "-m", "flows.reproduce", "demo")
     assert before == {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("metrics.json")}
     assert "python -m training run" not in done.stdout + done.stderr
 
 
-def test_changed_parameter_reruns_what_depends_on_it_and_nothing_else(project: Path, project_env: dict) -> None:
-    path = project / "params/demo.yaml"
-    values = yaml.safe_load(path.read_text())
-    values["adafocus_finetune"]["fit"]["steps"] = 21
-    path.write_text(yaml.safe_dump(values))
-    changed = json.loads(run(project, project_env, "dvc", "status", "--json").stdout)
-    stale = {name for name in changed if name.startswith("adafocus_")}
-    assert stale == {"adafocus_finetune@demo"}  # the evaluation follows once its input changes
-    values["adafocus_finetune"]["fit"]["steps"] = 20
-    path.write_text(yaml.safe_dump(values))
-    clean = json.loads(run(project, project_env, "dvc", "status", "--json").stdout)
-    assert not {name for name in clean if name.startswith("adafocus_")}
+def test_changed_parameter_makes_stale_what_depends_on_it_and_nothing_else(project: Path, reproduced: dict) -> None:
+    def stale() -> set[str]:
+        status = json.loads(run(project, reproduced, "dvc", "status", "--json").stdout)
+        return {name for name in status if name.startswith("adafocus_")}
+
+    assert stale() == set()
+    set_fit(project, "adafocus_finetune", steps=21)
+    try:
+        assert stale() == {"adafocus_finetune@demo"}  # the evaluation follows once its input has changed
+    finally:
+        set_fit(project, "adafocus_finetune", steps=20)
+    assert stale() == set()
 
 
-def test_kill_of_dvc_in_the_middle_of_a_fit(project: Path, project_env: dict) -> None:
+def test_kill_of_dvc_in_the_middle_of_a_fit(project: Path, reproduced: dict) -> None:
     """`kill -9` of dvc, and at once again: one writer, the fit goes on from its checkpoint (D2, D3)."""
-    path = project / "params/demo.yaml"
-    values = yaml.safe_load(path.read_text())
-    values["adafocus_pretrain"]["fit"] |= {"steps": 300, "checkpoint_every": 10}
-    path.write_text(yaml.safe_dump(values))
+    set_fit(project, "adafocus_pretrain", steps=300)
     command = ["dvc", "repro", "--single-item", "adafocus_pretrain@demo-glance"]
-    first = subprocess.Popen(command, cwd=project, env=project_env, start_new_session=True)
-    deadline = time.monotonic() + 200
-    while not list((project / ".work/runs").rglob("step-*")):
-        assert first.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    run(project, project_env, *command)
-    info = json.loads((project / "runs/demo/adafocus_pretrain-glance/run.json").read_text())
-    assert info["fit"]["resumed_from"] >= 10
-    assert info["fit"]["steps"] == 300
+    try:
+        first = subprocess.Popen(command, cwd=project, env=reproduced, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while not list((project / ".work/runs").rglob("step-*")):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        run(project, reproduced, *command)
+        info = json.loads((project / "runs/demo/adafocus_pretrain-glance/run.json").read_text())
+        assert info["fit"]["resumed_from"] >= 10
+        assert info["fit"]["steps"] == 300
+    finally:
+        set_fit(project, "adafocus_pretrain", steps=60)
+        run(project, reproduced, *command)  # DVC has this result in its run cache
 
 
-def test_push_and_pull_bring_models_and_shards_back(project: Path, project_env: dict, tmp_path: Path) -> None:
-    run(project, project_env, "dvc", "remote", "add", "-f", "-d", "here", str(tmp_path / "store"))
-    run(project, project_env, "dvc", "push", "shards@demo", "adafocus_finetune@demo")
-    shard = next((project / "data/shards/demo").glob("*.tar"))
-    content = shard.read_bytes()
-    run(project, project_env, "dvc", "gc", "--workspace", "--force", check=False)
-    subprocess.run(["rm", "-rf", ".dvc/cache", "data/shards/demo"], cwd=project, check=True)
-    run(project, project_env, "dvc", "pull", "--force", "shards@demo")
-    assert shard.read_bytes() == content
+def test_push_and_pull_bring_models_and_shards_to_another_checkout(
+    project: Path, reproduced: dict, tmp_path: Path
+) -> None:
+    targets = ["shards@demo", "adafocus_finetune@demo"]
+    remote = ["--remote", "here"]
+    run(project, reproduced, "dvc", "remote", "add", "-f", "here", str(tmp_path / "store"))
+    run(project, reproduced, "dvc", "push", *remote, *targets)
+    other = tmp_path / "checkout"
+    without = shutil.ignore_patterns("cache", "tmp", "data", "runs", "mlruns", "reports", ".work", "mlflow.db*")
+    shutil.copytree(project, other, ignore=without)
+    shutil.copytree(project / "data_specs", other / "data_specs", dirs_exist_ok=True)
+    assert not (other / "data").exists()
+    run(other, {**reproduced, "FOVEA_ROOT": str(other)}, "dvc", "pull", *remote, *targets)
+    for name in ("data/shards/demo", "runs/demo/adafocus_finetune/model"):
+        files = [path for path in (project / name).rglob("*") if path.is_file()]
+        assert files
+        for path in files:
+            assert (other / path.relative_to(project)).read_bytes() == path.read_bytes()

@@ -121,12 +121,17 @@ def test_two_workers_follow_one_worker(tmp_path, tiny_shards, whole):
     """D11: another worker count changes the sums' order and nothing else; batch norm is synchronised."""
     root = make_project(tmp_path / "p", tiny_shards, **{**LONG, "steps": 24})
     one = make_project(tmp_path / "q", tiny_shards, **{**LONG, "steps": 24})
+    for folder in (root, one):  # dropout masks are drawn per rank: without them nothing but the order of sums differs
+        path = folder / "params" / "tiny.yaml"
+        values = yaml.safe_load(path.read_text())
+        values["adafocus_pretrain"]["dropout"] = 0.0
+        path.write_text(yaml.safe_dump(values))
     finish(root, start(root, 2))
     finish(one, start(one, 0))
     a, b = (Predictions.load(result(r)[1] / "predictions.npz") for r in (root, one))
     assert list(a.key) == list(b.key)
     assert len(set(a.key)) == 10
-    np.testing.assert_allclose(a.scores, b.scores, rtol=1e-2, atol=2e-3)
+    np.testing.assert_allclose(a.scores, b.scores, rtol=1e-3, atol=1e-4)
 
 
 def test_error_of_the_user_is_one_message_and_no_restart(tmp_path, tiny_shards):
