@@ -22,6 +22,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S ?= 0.2
 export RAY_TRAIN_ENABLE_PRINT_PATCH ?= 0
 export RAY_CHDIR_TO_TRIAL_DIR ?= 0
+export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint ui bench clean
