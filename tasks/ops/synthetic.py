@@ -62,7 +62,8 @@ def _stripes(direction: str, size: int, phase: int) -> NDArray[np.float32]:
     y, x = np.mgrid[0:size, 0:size]
     # The diagonal patterns advance one pixel per row: their period along an axis is 4 as well.
     across = {"horizontal": y, "vertical": x, "diagonal": x + y, "antidiagonal": x - y}[direction]
-    return (((across + phase) // 2) % 2).astype(np.float32)
+    pattern: NDArray[np.float32] = (((across + phase) // 2) % 2).astype(np.float32)
+    return pattern
 
 
 def _sprite(rim: tuple[int, int, int], direction: str, size: int, phase: int) -> Frames:
@@ -81,7 +82,8 @@ def _background(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     frac = (grid - low)[:, None]
     rows = coarse[low] * (1 - frac) + coarse[low + 1] * frac
     smooth = rows[:, low] * (1 - frac.T) + rows[:, low + 1] * frac.T
-    return smooth[..., None].repeat(3, axis=2).astype(np.float32)
+    background: NDArray[np.float32] = smooth[..., None].repeat(3, axis=2).astype(np.float32)
+    return background
 
 
 def _path(rng: np.random.Generator, config: SyntheticConfig) -> NDArray[np.int64]:
@@ -103,7 +105,9 @@ def render(config: SyntheticConfig, split: str, number: int) -> tuple[Frames, ND
     color, direction = class_names()[label].split("_")
     base = _background(rng, config.size)
     side = config.object_size
-    sprites = [(_path(rng, config), (150, 150, 150), None) for _ in range(config.num_distractors)]
+    sprites: list[tuple[NDArray[np.int64], tuple[int, int, int], str | None]] = [
+        (_path(rng, config), (150, 150, 150), None) for _ in range(config.num_distractors)
+    ]
     target = _path(rng, config)
     sprites.append((target, COLORS[color], direction))
     phases = rng.integers(0, 4, len(sprites))
