@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def run(project: Path, env: dict[str, str], *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -115,7 +115,9 @@ def test_deployment_run_moves_the_champion(project: Path, reproduced: dict) -> N
 def test_champion_predicts_a_file(project: Path, reproduced: dict) -> None:
     clip = next((project / "data/raw/demo/test/red_vertical").glob("*.mp4"))
     overlay = project / "overlay.mp4"
-    rows = fovea(project, prefect, "predict", "adafocus-demo@champion", str(clip), "--json", "--overlay", str(overlay))
+    rows = fovea(
+        project, reproduced, "predict", "adafocus-demo@champion", str(clip), "--json", "--overlay", str(overlay)
+    )
     text = json.dumps(rows)
     assert "red_" in text  # the colour has been learned
     assert overlay.stat().st_size > 1000
