@@ -21,6 +21,8 @@ from training.core.run import resolve, run_stage
 from training.core.stage import StageRef
 from training.registry import FAMILIES, all_stages, load_family
 
+pytestmark = pytest.mark.timeout(300)  # the first test pays for the whole chain
+
 PARAMS = Path(__file__).parents[1] / "params.tiny.yaml"
 STAGES = all_stages()
 INSTANCES = [str(ref) for stage in STAGES.values() for ref in stage.instances("tiny")]
