@@ -150,24 +150,21 @@ class AdaFocus(nn.Module):
 
     def gmac_parts(self) -> dict[str, float]:
         """Return GMAC per video of each part: glance, policy, local, classifier."""
-        import copy
-
         config = self.config
-        meta = copy.deepcopy(self).to("meta").eval()
         steps = config.num_frames
 
         def frame(side: int) -> Tensor:
             return torch.empty(1, 3, side, side, device="meta")
 
-        with torch.no_grad():
-            maps = meta.glance.features_map(frame(config.glance_size))
-            features = self.classifier.gru.input_size
-            parts = {
-                "glance": count_macs(meta.glance.features_map, frame(config.glance_size)),
-                "policy": count_macs(meta.policy, maps[:, None]),
-                "local": count_macs(meta.local, frame(config.patch)),
-                "classifier": count_macs(meta.classifier, torch.empty(1, 1, features, device="meta")),
-            }
+        cells = self.policy.encode.in_features // config.policy_channels
+        maps = torch.empty(1, 1, self.glance.out_channels, cells, 1, device="meta")
+        features = torch.empty(1, 1, self.classifier.gru.input_size, device="meta")
+        parts = {
+            "glance": count_macs(self.glance.features_map, frame(config.glance_size)),
+            "policy": count_macs(self.policy, maps),
+            "local": count_macs(self.local, frame(config.patch)),
+            "classifier": count_macs(self.classifier, features),
+        }
         return {name: steps * macs / 1e9 for name, macs in parts.items()}
 
     def num_params(self) -> int:

@@ -108,17 +108,10 @@ class FrameClassifier(_VideoSystem):
     def cost(self) -> dict[str, CostRow]:
         side = self.input_size
         frame = torch.empty(1, 3, side, side, device="meta")
-        backbone = _on_meta(self.backbone)
-        macs = self._num_frames * (count_macs(backbone, frame) + self.head[1].weight.numel())
+        macs = self._num_frames * (count_macs(self.backbone, frame) + self.head[1].weight.numel())
         name = f"adafocus_{self.net}"
         row = CostRow(name, count_params(self), macs / 1e9, f"{self._num_frames}x3x{side}x{side}", "video")
         return {"main": row}
-
-
-def _on_meta(module: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(module).to("meta").eval()
 
 
 class AdaFocusSystem(_VideoSystem):
