@@ -26,8 +26,9 @@ def die_with_parent() -> bool:
     """Ask the kernel to kill this process (SIGKILL) when its parent ends; Linux only.
 
     The signal follows the *thread* that started this process: a parent which starts processes from a short-lived
-    thread would end them early. Call it first thing in a stage's entry point. Returns False where the platform
-    cannot do it. Exits at once when the parent is already gone.
+    thread would end them early. A shell in between counts as the parent, which is why dvc.yaml's commands start
+    with `exec`. Call it first thing in a stage's entry point. Returns False where the platform cannot do it. Exits
+    at once when the parent is already gone.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -283,9 +283,9 @@ def test_killed_worker_is_replaced(tmp_path, raw_videos, server_url, uninterrupt
 @pytest.mark.timeout(600)
 def test_killed_dvc_leaves_no_second_writer(tmp_path, raw_videos, server_url, uninterrupted):
     root = make_project(tmp_path / "project", raw_videos, preset="veryslow")
-    stage = {"cmd": " ".join(COMMAND), "deps": ["data/manifests/tiny.csv"], "outs": ["data/shards/tiny"]}
+    stage = {"cmd": " ".join(["exec", *COMMAND]), "deps": ["data/manifests/tiny.csv"], "outs": ["data/shards/tiny"]}
     (root / "dvc.yaml").write_text(json.dumps({"stages": {"shards": stage}}))
-    run = {"cwd": root, "env": environment(server_url)}
+    run = {"cwd": root, "env": {**environment(server_url), "SHELL": "/bin/sh"}}  # dash, where it is the system's shell
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "-q"], check=True, **run)
     subprocess.run([*dvc, "config", "cache.type", "hardlink,symlink,copy"], check=True, **run)

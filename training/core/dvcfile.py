@@ -54,7 +54,7 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, A
     outs = [f"{run}/model"] if stage.kind != "evaluate" else []
     return {
         "matrix": {"data": "${datasets}", **{key: list(values) for key, values in stage.matrix.items()}},
-        "cmd": f"python -m training run {stage.name}@{data}{suffix}",
+        "cmd": f"exec python -m training run {stage.name}@{data}{suffix}",
         "deps": [f"data/shards/{data}", *upstream, *sources],
         "params": [
             {f"params/{data}.yaml": [stage.name, *sorted(set(stage.shared.values()))]},
