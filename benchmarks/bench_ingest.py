@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from data_specs.files import sha256_of
 from data_specs.schema import ClipPolicy, DatasetSpec, Encoder, FolderSource, ListedVideo, Part, ShardPolicy
 from infra.settings import Settings
 from tasks.media import encode
-from tasks.ops.acquire import sha256_of
 from tasks.ops.clips import mp4_command, plan_cut
 from tasks.ops.encoder import encoder_of, ffmpeg_path
 from tasks.ops.plan import plan_shards

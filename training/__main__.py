@@ -65,7 +65,13 @@ def show(instance: str, overrides: Overrides = []) -> None:  # noqa: B006 -- typ
 
 
 @app.command()
-def run(instance: str, overrides: Overrides = []) -> None:  # noqa: B006 -- typer reads the default once
+def run(
+    instance: str,
+    overrides: Overrides = [],  # noqa: B006 -- typer reads the default once
+    allow_decoder_change: Annotated[
+        bool, typer.Option("--allow-decoder-change", help="Resume a checkpoint made with another decoder.")
+    ] = False,
+) -> None:
     """Run a stage instance: what DVC calls."""
     from infra.locks import die_with_parent
     from training.core.run import run_stage
@@ -75,7 +81,7 @@ def run(instance: str, overrides: Overrides = []) -> None:  # noqa: B006 -- type
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "ray"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    output = run_stage(StageRef.parse(instance), Settings(), overrides)
+    output = run_stage(StageRef.parse(instance), Settings(), overrides, allow_decoder_change=allow_decoder_change)
     print(f"{instance}: outputs in {output}", file=sys.stderr)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from data_specs.files import sha256_of
+
 _CHUNK = 1 << 20
 ATTEMPTS = 5
 """Tries per object before a download fails."""
@@ -99,12 +101,6 @@ def _client(endpoint_url: str | None, attempts: int = 3) -> Any:
         max_pool_connections=32,
     )
     return boto3.client("s3", endpoint_url=endpoint_url, config=config)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_files(root: str, extensions: tuple[str, ...] = (), endpoint_url: str | None = None) -> Iterator[SourceFile]:

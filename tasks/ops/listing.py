@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_specs.files import sha256_of
 from data_specs.load import class_names
 from data_specs.schema import KEY_PATTERN, SPLITS, DatasetSpec, ListedVideo, Part, SplitPolicy
 from infra.settings import Settings
@@ -277,7 +278,7 @@ class _Checksums:
         with self._path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
             if self._lines:
                 file.write("\n")  # a torn last line must not take the next entry with it
-            checksums = pool.map(acquire.sha256_of, (Path(entry[1]) for entry in todo))
+            checksums = pool.map(sha256_of, (Path(entry[1]) for entry in todo))
             for (path, full, size, changed), checksum in zip(_progress(todo, self._settings), checksums, strict=True):
                 stat = os.stat(full)
                 if (stat.st_size, stat.st_mtime_ns) != (size, changed):

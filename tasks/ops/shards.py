@@ -19,8 +19,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from data_specs.files import sha256_of
 from data_specs.schema import SHARD_FORMAT, IndexEntry, ShardIndex, ShardInfo, Strict, digest, read_index
-from tasks.ops.acquire import sha256_of
 from tasks.ops.plan import IngestPlan, ShardPlan
 from tasks.ops.probe import Reject
 from tasks.ops.quarantine import QuarantineRow, count_reasons, write_quarantine

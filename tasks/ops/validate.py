@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data_specs.files import sha256_of
 from data_specs.jpgs import unpack_jpgs
 from data_specs.load import LABEL_SEPARATOR, SpecError, class_names, load_spec
 from data_specs.schema import SPLITS, DatasetSpec, ListedVideo, ShardIndex, SplitPolicy, read_index
 from infra.settings import Settings
-from tasks.ops import acquire
 from tasks.ops.listing import manifest_path, part_root, read_manifest
 from tasks.ops.quarantine import QuarantineRow, read_quarantine
 from tasks.ops.shard_reader import StoredSample, some, stored_samples
@@ -227,7 +227,7 @@ def _index_problems(spec: DatasetSpec, index: ShardIndex, folder: Path) -> list[
                 problems.append(f"{path} is missing; run dvc pull {folder}, or the ingest again")
             elif path == tar and path.stat().st_size != shard.bytes:
                 problems.append(f"{path} has {path.stat().st_size} bytes, index.json says {shard.bytes}")
-            elif path != tar and acquire.sha256_of(path) != shard.idx_sha256:
+            elif path != tar and sha256_of(path) != shard.idx_sha256:
                 problems.append(f"{path} is not the file that index.json lists (sha256 differs)")
     return problems
 

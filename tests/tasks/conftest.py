@@ -8,6 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from data_specs.files import sha256_of
 from data_specs.schema import (
     ClipPolicy,
     DatasetSpec,
@@ -18,7 +19,6 @@ from data_specs.schema import (
     ShardPolicy,
 )
 from infra.settings import Settings
-from tasks.ops.acquire import sha256_of
 from tasks.ops.encoder import encoder_of
 
 

@@ -5,6 +5,7 @@ family without a section in tests/params.tiny.yaml fails here.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from training.core.cost import count_params
 from training.core.data import open_loader
 from training.core.run import resolve, run_stage
 from training.core.stage import StageRef
+from training.core.tracking import client
 from training.registry import FAMILIES, all_stages, load_family
 
 pytestmark = pytest.mark.timeout(300)  # the first test pays for the whole chain
 
 PARAMS = Path(__file__).parents[1] / "params.tiny.yaml"
+GOLDEN = Path(__file__).parents[1] / "golden"
 STAGES = all_stages()
 INSTANCES = [str(ref) for stage in STAGES.values() for ref in stage.instances("tiny")]
 FITS = [name for name in INSTANCES if STAGES[StageRef.parse(name).stage].kind == "fit"]
@@ -78,6 +81,33 @@ def test_metrics_keep_the_contract(chain, name):
     assert {key.split("/")[0] for key in metrics} <= {split, "train"}
     assert all(isinstance(value, float) for value in metrics.values())
     assert any("gmac_per_" in key for key in metrics)
+
+
+@pytest.mark.parametrize("name", sorted(set(INSTANCES) - set(FITS)))
+def test_evaluations_report_latency(chain, name):
+    resolved = resolve(StageRef.parse(name), chain)
+    metrics = json.loads(resolved.paths.metrics.read_text())
+    split = resolved.stage.split
+    assert 0 < metrics[f"{split}/latency_ms_p50"] <= metrics[f"{split}/latency_ms_p95"]
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_loss_follows_the_golden_curve(chain, name):
+    """`training/core` is no dependency of DVC's stages, so this is what notices that a change of it moves results.
+
+    When a change is meant to: raise CODE_VERSION in training/core/stage.py (models of the old code become stale),
+    and write the curves anew with `FOVEA_WRITE_GOLDEN=1 pytest tests/training/test_every_stage.py -k golden`.
+    """
+    run_id = json.loads((resolve(StageRef.parse(name), chain).paths.run / "run.json").read_text())["run_id"]
+    history = client(chain.tracking_uri).get_metric_history(run_id, "train/loss")
+    curve = [point.value for point in sorted(history, key=lambda point: point.step)]
+    path = GOLDEN / f"{name.replace('@tiny', '')}.json"
+    if os.environ.get("FOVEA_WRITE_GOLDEN"):
+        path.write_text(json.dumps([float(f"{value:.7g}") for value in curve]) + "\n")
+    assert path.exists(), f"{path} is missing: FOVEA_WRITE_GOLDEN=1 writes it"
+    # Kernels of other processors round differently; a changed rule moves these curves by per cents.
+    assert curve == pytest.approx(json.loads(path.read_text()), rel=1e-3, abs=1e-5), "see this test's docstring"
+    assert len(set(curve)) > 3
 
 
 @pytest.mark.parametrize("name", FITS)

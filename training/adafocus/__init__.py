@@ -19,7 +19,7 @@ _SHARED = {"model": "adafocus_model", "data": "adafocus_data"}
 
 
 def _pretrain(inputs: StageInputs) -> System:
-    return FrameClassifier(inputs.config, inputs.classes, initialise=inputs.initialise)
+    return FrameClassifier(inputs.config, inputs.classes, inputs.root)
 
 
 def _warmup(inputs: StageInputs) -> System:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.core.config import FitConfig, StageConfig, Strict
+from training.core.config import FitConfig, StageConfig, Strict, WeightsFile
 
 Arm = Literal["policy", "random", "center", "gaussian"]
 """Where patches come from: the learned policy, uniform at random, the centre, or a Gaussian around it."""
@@ -15,8 +15,11 @@ class NetConfig(Strict):
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
-    weights: str | None
-    """State dict in the backbone's public key layout to start from; None trains from scratch."""
+    weights: WeightsFile | None
+    """Where to start; None trains from scratch."""
+    norms: Literal["batch", "fixed"]
+    """`batch`: batch norm uses the batch's statistics in training; `fixed`: those it came with, for pre-trained nets
+    and small batches, and the only choice for nets whose norms were folded into the convolutions."""
 
 
 class AdaFocusConfig(Strict):

@@ -8,9 +8,9 @@ from training.core.system import CostRow
 PAPER = {
     "size": 224,
     "num_frames": 16,
-    "glance": {"name": "mobilenetv2", "weights": None},
+    "glance": {"name": "mobilenetv2", "weights": None, "norms": "batch"},
     "glance_size": 224,
-    "local": {"name": "resnet50", "weights": None},
+    "local": {"name": "resnet50", "weights": None, "norms": "batch"},
     "patch": 128,
     "grid": 7,
     "policy_channels": 32,

@@ -1,5 +1,6 @@
 """Losses, updates, predictions and cost of the AdaFocus V1 stages 0, I, II and III."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -19,9 +20,12 @@ from training.core.config import DataConfig
 from training.core.cost import count_macs, count_params
 from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput, System, UpdateContext
 from training.core.transforms import ClipTransform
-from training.core.weights import load_weights
+from training.core.weights import load_published, load_weights
+from training.layers.norms import eval_norms
 from training.layers.patches import center_origins, origins_from_fractions, random_origins
 from training.layers.seeded import seeded_uniform
+
+log = logging.getLogger(__name__)
 
 # Streams of the per-clip draws: each use gets its own numbers.
 STREAM_TRAIN_PATCH = 11
@@ -52,6 +56,10 @@ class _VideoSystem(System):
         """Parts that this stage does not train: no gradients, and batch norm stays in eval mode."""
         return ()
 
+    def fixed_norms(self) -> Iterable[nn.Module]:
+        """Parts that are trained but keep the batch norm statistics they came with."""
+        return ()
+
     def freeze(self) -> None:
         """Apply `frozen` to the parameters."""
         for module in self.frozen():
@@ -62,13 +70,15 @@ class _VideoSystem(System):
         super().train(mode)
         for module in self.frozen():
             module.eval()
+        for module in self.fixed_norms():
+            eval_norms(module)
         return self
 
 
 class FrameClassifier(_VideoSystem):
     """Stage 0: a CNN on full frames; the video's logit is the mean over frames (§3.1, columns 0a and 0b)."""
 
-    def __init__(self, config: PretrainConfig, classes: tuple[str, ...], *, initialise: bool) -> None:
+    def __init__(self, config: PretrainConfig, classes: tuple[str, ...], root: Path | None) -> None:
         super().__init__(config.data, classes)
         net = config.model.glance if config.net == "glance" else config.model.local
         self.net = config.net
@@ -76,9 +86,14 @@ class FrameClassifier(_VideoSystem):
         self.input_size = config.model.glance_size if config.net == "glance" else config.model.size
         self.backbone = build_backbone(net.name, **net.options)
         self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(self.backbone.out_channels, len(classes)))
-        if initialise and net.weights is not None:
-            report = load_weights(self.backbone, Path(net.weights), ignore=("fc.*", "classifier.*"))
-            print(report)
+        self._fixed_norms = net.norms == "fixed"
+        if root is not None and net.weights is not None:
+            report = load_published(self.backbone, net.weights, root, ignore=("fc.*", "classifier.*"))
+            log.info("%s net: %s", self.net, report)
+
+    @override
+    def fixed_norms(self) -> Iterable[nn.Module]:
+        return (self.backbone,) if self._fixed_norms else ()
 
     def video_logits(self, video_BCTHW: Tensor) -> Tensor:
         """Return mean frame logits (B,K), fp32."""
@@ -125,6 +140,14 @@ class AdaFocusSystem(_VideoSystem):
         """Load all four networks from the previous stage's model, strictly."""
         state = load_state(folder)
         load_weights(self.net, {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")})
+
+    def local_nets(self) -> Iterable[nn.Module]:
+        """Return f_L, and every copy of it that this stage trains."""
+        return (self.net.local,)
+
+    @override
+    def fixed_norms(self) -> Iterable[nn.Module]:
+        return self.local_nets() if self.net.config.local.norms == "fixed" else ()
 
     def look(self, batch: ClipBatch) -> Glance:
         """Run the frozen f_G; no graph."""
@@ -310,6 +333,10 @@ class Finetune(AdaFocusSystem):
         yield self.net.policy
         if not self.trains_local:
             yield self.net.local
+
+    @override
+    def local_nets(self) -> Iterable[nn.Module]:
+        return (self.net.local, *(arm.local for arm in self.others.values() if arm.local is not None))
 
     @override
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

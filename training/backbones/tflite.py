@@ -6,7 +6,8 @@ The file is a FlatBuffer; the dozen tables needed are read here, so neither Tens
 to be installed. Quantised tensors become float32, `(q - zero_point) · scale`, per tensor or per channel.
 Batch norm is folded into the convolutions of such files, so each norm becomes the addition of the bias.
 
-Use the result with `MobileNetV2(padding="tf_same")` and inputs in [-1, 1].
+Use the result with `MobileNetV2(padding="tf_same")`, inputs in [-1, 1] and `norms: fixed`: in training the batch's
+own mean and variance would take the place of mean 0 and variance 1, and the network would compute something else.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_specs.files import sha256_of
 from training.backbones.mobilenetv2 import MobileNetV2
 from training.core.weights import WeightError, WeightReport, load_weights
 
@@ -233,8 +235,8 @@ def mobilenetv2_state(graph: Graph, *, eps: float = 1e-5) -> dict[str, Tensor]:
     """Return the graph's weights as a state dict of `MobileNetV2` in torchvision's layout.
 
     A folded batch norm becomes weight 1, mean 0, variance 1 - eps and the convolution's bias: in eval mode
-    exactly the addition of the bias. Such statistics are not those of the activations, so before training with
-    norms in train mode call `training.backbones.norms.calibrate_norms`.
+    exactly the addition of the bias. Such statistics are not those of the activations, so training needs
+    `norms: fixed`.
 
     Raises:
         WeightError: another architecture: number, shape, stride or activation of a layer differs.
@@ -353,7 +355,11 @@ def main(arguments: list[str] | None = None) -> None:
     except WeightError as error:
         parser.exit(1, f"error: {error}\n")
     print(report)
-    print(f"wrote {options.target}; use it with padding=tf_same and normalise=symmetric")
+    print(f"wrote {options.target}. In params/<dataset>.yaml, with `normalise: symmetric`:")
+    print(
+        f"  {{name: mobilenetv2, options: {{padding: tf_same}}, norms: fixed,\n"
+        f"   weights: {{path: {options.target}, sha256: {sha256_of(options.target)}}}}}"
+    )
 
 
 if __name__ == "__main__":

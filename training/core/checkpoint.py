@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_specs.files import sha256_of
 from training.core.config import ConfigError, DataConfig, validate
 from training.core.stage import StageInputs
 from training.core.system import System
@@ -44,12 +45,6 @@ class Checkpoint:
     loader: dict[str, Any]
     best: float | None
     """Best value of the primary metric so far."""
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "StageConfig",
     "Strict",
     "TransformConfig",
+    "WeightsFile",
     "apply_overrides",
     "load_section",
     "validate",
@@ -100,6 +101,18 @@ class FitConfig(Strict):
     """Which weights become the model: the last, or the best on `val` by the stage's primary metric."""
     checkpoint_every: int = Field(default=50, ge=1)
     log_every: int = Field(default=10, ge=1)
+
+
+class WeightsFile(Strict):
+    """Published weights that a net starts from.
+
+    The checksum stands in the params file beside the path, so another file under the same name makes the stage
+    stale, and a wrong one is refused.
+    """
+
+    path: str
+    """State dict in the backbone's public key layout; relative to the project root, or absolute."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class StageConfig(Strict):

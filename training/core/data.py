@@ -5,6 +5,7 @@
 those that were only prefetched, so a checkpoint taken after a step continues with the next batch.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ __all__ = [
     "source_rectangle",
 ]
 
+log = logging.getLogger(__name__)
+
 STATE_FORMAT = 1
 
 
@@ -61,6 +64,7 @@ class ClipLoader:
         world: int,
         decoder: str,
         pin: bool,
+        allow_decoder_change: bool = False,
     ) -> None:
         self.decoder = decoder
         self.classes = source.classes
@@ -75,6 +79,7 @@ class ClipLoader:
         self._train = train
         self._seed = seed
         self._world = world
+        self._allow_decoder_change = allow_decoder_change
         self._position = 0
         self._closed = False
         self._active: Iterator[RawBatch] | None = None
@@ -142,12 +147,8 @@ class ClipLoader:
             **self._source.place(self._position),
         }
 
-    def load_state_dict(self, state: dict[str, Any], allow_decoder_change: bool = False) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved position; the number of ranks and the batch size may have changed.
-
-        Args:
-            state: of `state_dict`.
-            allow_decoder_change: accept a state that another rung of the decoder ladder made.
 
         Raises:
             LoaderStateError: other data, seed, split, source or decoder; the message names the field.
@@ -169,11 +170,14 @@ class ClipLoader:
                     f"loader state was made with {field} = {state[field]!r}, this run has {own[field]!r}; "
                     "start afresh or restore what it was made with"
                 )
-        if state["decoder"] != self.decoder and not allow_decoder_change:
-            raise LoaderStateError(
-                f"loader state was made with decoder {state['decoder']!r}, this run decodes with {self.decoder!r}, "
-                f"which may give other pixels; make {state['decoder']!r} work here or pass --allow-decoder-change"
-            )
+        if state["decoder"] != self.decoder:
+            change = f"loader state was made with decoder {state['decoder']!r}, this run decodes with {self.decoder!r}"
+            if not self._allow_decoder_change:
+                raise LoaderStateError(
+                    f"{change}, which may give other pixels; make {state['decoder']!r} work here or pass "
+                    "--allow-decoder-change"
+                )
+            log.warning("%s, as allowed", change)
         place = self._source.place(int(state["position"]))
         if any(state[field] != value for field, value in place.items()):
             raise LoaderStateError(
@@ -200,6 +204,7 @@ def open_loader(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
+    allow_decoder_change: bool = False,
 ) -> ClipLoader:
     """Open the loader of one rank on a shard folder.
 
@@ -208,6 +213,7 @@ def open_loader(
         train: endless and shuffled; otherwise each sample once, in order.
         seed: of order, frame choice and augmentation.
         pin: put batches into page-locked memory (GPU).
+        allow_decoder_change: let a position be restored that another rung of the decoder ladder saved.
 
     Raises:
         DataError: incomplete or damaged folder, unknown split, or a batch size that ranks cannot share.
@@ -234,6 +240,7 @@ def open_loader(
         world=world,
         decoder=resolve_decoder(config.decoder),
         pin=pin,
+        allow_decoder_change=allow_decoder_change,
     )
 
 

@@ -176,12 +176,21 @@ def check(root: Path) -> list[str]:
         for key in sorted(set(entry) | set(listed[name])):
             have, want = listed[name].get(key), entry.get(key)
             if have != want:
-                problems.append(f"{path.name}: stages.{name}.{key} is {have!r}, the registered stage says {want!r}")
+                problems.append(f"{path.name}: stages.{name}.{key} {_difference(have, want)}")
     for name, entry in listed.items():
         if "python -m training run" in str(entry.get("cmd", "")) and name not in expected:
             problems.append(f"{path.name}: stage {name!r} is not registered by any family")
     problems += _check_shards(root, listed.get("shards", {}))
     return problems
+
+
+def _difference(have: Any, want: Any) -> str:
+    """Return what differs: of lists only the entries that one side lacks."""
+    if isinstance(have, list) and isinstance(want, list):
+        lacks, extra = [x for x in want if x not in have], [x for x in have if x not in want]
+        parts = [f"{verb} {', '.join(map(str, items))}" for verb, items in (("lacks", lacks), ("has", extra)) if items]
+        return f"{'; it '.join(parts) or 'has another order'}, unlike the registered stage"
+    return f"is {have!r}, the registered stage says {want!r}"
 
 
 def _check_shards(root: Path, entry: Mapping[str, Any]) -> list[str]:

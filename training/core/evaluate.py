@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.core.cost import latency_ms
 from training.core.data import ClipLoader, check_coverage
 from training.core.distributed import Group
 from training.core.loop import precision_context
 from training.core.metrics import classification_metrics
-from training.core.system import System
+from training.core.system import RawBatch, System
 
 Array = NDArray[Any]
 
@@ -129,6 +130,26 @@ def evaluate(
         classes=system.classes,
     )
     return Evaluation(metrics=_metrics(system, predictions, split, loader), predictions=predictions)
+
+
+@torch.inference_mode()
+def measure_latency(system: System, clip: RawBatch, *, device: torch.device) -> dict[str, float]:
+    """Time one clip from uint8 frames on the device to scores: crop, normalise, predict; decoding not counted.
+
+    Args:
+        system: any system; put into eval mode on `device` for the measurement.
+        clip: a batch of one.
+        device: where to measure.
+
+    Returns:
+        See `training.core.cost.latency_ms`.
+    """
+    was_training = system.training
+    system.to(device).eval()
+    clip = clip.to(device)
+    times = latency_ms(lambda: system.predict(system.prepare(clip, train=False)))
+    system.train(was_training)
+    return times
 
 
 def _metrics(system: System, predictions: Predictions, split: str, loader: ClipLoader) -> dict[str, float]:

@@ -183,6 +183,11 @@ def card(facts: Facts, report: GateReport | None) -> str:
     if facts.gmac is not None:
         parameters = f", {facts.params / 1e6:.2f} M parameters" if facts.params is not None else ""
         lines.append(f"Cost: {facts.gmac:.4g} GMAC = {2 * facts.gmac:.4g} GFLOP per video{parameters}.")
+    p50, p95 = (facts.metrics.get(f"{facts.split}/latency_ms_{name}") for name in ("p50", "p95"))
+    if p50 is not None and p95 is not None:
+        lines.append(
+            f"Latency: {p50:.3g} ms (p95 {p95:.3g} ms) per video of decoded frames, batch 1, on {facts.hardware}."
+        )
     lines += ["", "## Gate", ""]
     if report is None:
         lines.append("Not gated.")

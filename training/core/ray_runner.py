@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 import training
+from data_specs.files import sha256_of
 from infra.settings import Settings
-from training.core.checkpoint import save_model, sha256_of
+from training.core.checkpoint import save_model
 from training.core.config import DataConfig, FitConfig, validate
 from training.core.data import ClipLoader, open_loader
 from training.core.distributed import Group
@@ -48,6 +49,8 @@ class FitJob:
     """Ray run name, `<stage>-<input digest>`: the same inputs resume, other inputs start afresh (D2)."""
     config: dict[str, Any]
     classes: list[str]
+    root: str
+    """Project root; weight files are below it."""
     shards: str
     upstream: dict[str, str]
     work: str
@@ -56,6 +59,8 @@ class FitJob:
     source_digest: str
     """Fingerprint of the driver's `training` package; a worker with another one refuses to run."""
     cpus: int
+    allow_decoder_change: bool
+    """Resume a checkpoint that another rung of the decoder ladder made."""
 
 
 def source_digest() -> str:
@@ -192,7 +197,7 @@ def _train(job: FitJob, group: Group) -> None:
             config=config,
             classes=tuple(job.classes),
             upstream={name: Path(path) for name, path in job.upstream.items()},
-            initialise=True,
+            root=Path(job.root),
         )
     )
     device = _device()
@@ -271,6 +276,7 @@ def _train_loader(job: FitJob, data: DataConfig, config: FitConfig, group: Group
         rank=group.rank,
         world=group.world,
         pin=pin,
+        allow_decoder_change=job.allow_decoder_change,
     )
 
 

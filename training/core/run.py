@@ -18,15 +18,17 @@ from typing import Any
 
 import torch
 
+from data_specs.files import sha256_of
 from data_specs.schema import ShardIndex, digest, read_index
 from infra.locks import stage_lock
 from infra.settings import Settings
-from training.core.checkpoint import model_digest, replace_folder, sha256_of
+from training.core.checkpoint import model_digest, replace_folder
 from training.core.config import ConfigError, StageConfig, apply_overrides, load_section, validate
 from training.core.data import open_loader, resolve_decoder
-from training.core.evaluate import evaluate
+from training.core.evaluate import evaluate, measure_latency
 from training.core.ray_runner import FitJob, run_fit, source_digest
 from training.core.stage import CODE_VERSION, Stage, StageInputs, StagePaths, StageRef, paths_of
+from training.core.system import System
 from training.registry import all_stages, family_of
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class Resolved:
     stage: Stage
     config: StageConfig
     paths: StagePaths
+    decoder_asked: str
+    """As the params file says, maybe `auto`; the config has the rung that this machine resolved it to."""
     overridden: bool
 
 
@@ -62,17 +66,21 @@ def resolve(ref: StageRef, settings: Settings, overrides: list[str] | None = Non
     values |= dict(zip(stage.matrix, ref.items, strict=True))
     values = apply_overrides(values, overrides or [])
     config = validate(stage.config, values, f"{paths.params}: section {stage.name!r}")
-    if config.data.decoder == "auto":
+    asked = config.data.decoder
+    if asked == "auto":
         # Resolved once and recorded: which rung made the pixels belongs to the result (D8).
         data = config.data.model_copy(update={"decoder": resolve_decoder("auto")})
         config = config.model_copy(update={"data": data})
-    return Resolved(ref, stage, config, paths, bool(overrides))
+    return Resolved(ref, stage, config, paths, asked, bool(overrides))
 
 
-def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = None) -> Path:
+def run_stage(
+    ref: StageRef, settings: Settings, overrides: list[str] | None = None, *, allow_decoder_change: bool = False
+) -> Path:
     """Run one instance and return the folder of its outputs.
 
     With overrides the outputs go to `scratch/` and the run is tagged: they can never pass for a DVC output.
+    `allow_decoder_change` lets a fit go on from a checkpoint that another rung of the decoder ladder made (D8).
 
     Raises:
         ConfigError: see `resolve`.
@@ -82,9 +90,11 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
     index = read_index(resolved.paths.shards)
     upstream = _upstream_digests(resolved.paths)
     config = resolved.config.model_dump(mode="json")
+    # Without the rung: a machine with another one shall find the checkpoint, and refuse it or not (D8).
+    asked = {**config, "data": {**config["data"], "decoder": resolved.decoder_asked}}
     identity = {
         "stage": str(ref),
-        "config": config,
+        "config": asked,
         "code_version": CODE_VERSION[resolved.stage.kind],
         "shards": sha256_of(resolved.paths.shards / "index.json"),
         "upstream": upstream,
@@ -97,10 +107,10 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
         work = settings.work.absolute() / "runs" / f"{ref.dataset}-{ref.folder}" / input_digest
         work.mkdir(parents=True, exist_ok=True)
         started = time.time()
-        run = _start_tracking(resolved, settings, config, index, upstream, input_digest)
+        run = _start_tracking(resolved, settings, asked, index, upstream, input_digest)
         try:
             if resolved.stage.kind == "fit":
-                _fit(resolved, settings, config, index, work, input_digest, run)
+                _fit(resolved, settings, config, index, work, input_digest, run, allow_decoder_change)
             elif resolved.stage.kind == "evaluate":
                 _evaluate(resolved, settings, index, work)
             else:
@@ -144,6 +154,7 @@ def _fit(
     work: Path,
     input_digest: str,
     run: Any,
+    allow_decoder_change: bool,
 ) -> None:
     job = FitJob(
         stage=resolved.stage.name,
@@ -151,12 +162,14 @@ def _fit(
         name=f"{resolved.ref.dataset}-{resolved.ref.folder}-{input_digest}",
         config=config,
         classes=list(index.classes),
+        root=str(settings.root.absolute()),
         shards=str(resolved.paths.shards),
         upstream={name: str(path) for name, path in resolved.paths.upstream.items()},
         work=str(work),
         tracking={"uri": settings.tracking_uri, "run_id": run.run_id},
         source_digest=source_digest(),
         cpus=settings.train_cpus_per_worker,
+        allow_decoder_change=allow_decoder_change,
     )
     if (work / "result" / "metrics.json").exists():
         log.info("%s: the fit of these inputs has already finished; publishing its result", resolved.ref)
@@ -176,10 +189,24 @@ def _evaluate(resolved: Resolved, settings: Settings, index: ShardIndex, work: P
         evaluation = evaluate(system, loader, split=split, device=device)
     finally:
         loader.close()
+    metrics = evaluation.metrics | _latency(system, resolved, device)
     result = work / "result"
     result.mkdir(parents=True, exist_ok=True)
     evaluation.predictions.save(result / "predictions.npz")
-    (result / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=1, sort_keys=True) + "\n")
+    (result / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+
+
+def _latency(system: System, resolved: Resolved, device: torch.device) -> dict[str, float]:
+    """Time the main model on the split's first clip, batch 1; only figures of the same hardware compare."""
+    split = resolved.stage.split
+    data = resolved.config.data.model_copy(update={"batch_size": 1})
+    loader = open_loader(resolved.paths.shards, data, split=split, train=False, seed=0)
+    try:
+        clip = next(iter(loader))
+    finally:
+        loader.close()
+    times = measure_latency(system, clip, device=device)
+    return {f"{split}/latency_ms_{name}": times[name] for name in ("p50", "p95")}
 
 
 def _start_tracking(
@@ -200,7 +227,8 @@ def _start_tracking(
         "kind": resolved.stage.kind,
         "data_digest": index.data_digest(),
         "eval_data_digest": index.data_digest(resolved.stage.split),
-        "config_digest": digest(config),
+        "config_digest": digest(resolved.config.model_dump(mode="json")),
+        "decoder": resolved.config.data.decoder,
         "input_digest": input_digest,
         "upstream_model_digests": json.dumps(upstream),
         "flow_run_id": os.environ.get("FOVEA_FLOW_RUN_ID", ""),

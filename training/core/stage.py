@@ -151,5 +151,5 @@ class StageInputs:
     classes: tuple[str, ...]
     upstream: Mapping[str, Path]
     """Empty when a saved model is loaded: its weights then come from its own files."""
-    initialise: bool = False
-    """Whether to read initial weights from paths in the config; False when saved weights follow."""
+    root: Path | None = None
+    """Folder that paths of published weights in the config are relative to; None when saved weights follow."""

@@ -30,6 +30,7 @@ TAGS = (
     "data_digest",  # of all shards
     "eval_data_digest",  # of the shards of the evaluated split
     "config_digest",
+    "decoder",  # rung of the ladder
     "input_digest",  # config and dependencies: what a resumed run must share
     "flow_run_id",  # of Prefect, where a flow started the stage
     "overridden",

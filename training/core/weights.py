@@ -18,7 +18,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightError", "WeightReport", "load_state", "load_weights"]
+from data_specs.files import sha256_of
+from training.core.config import WeightsFile
+
+__all__ = ["WeightError", "WeightReport", "load_published", "load_state", "load_weights"]
 
 Rename = Mapping[str, str] | Callable[[str], str | None]
 """Old → new: a mapping of whole keys or of dotted prefixes (the longest wins; an empty new prefix removes it), or
@@ -200,6 +203,27 @@ def load_weights(
         for name in report.matched:
             target[name].copy_(state[name])
     return report
+
+
+def load_published(module: nn.Module, file: WeightsFile, root: Path, *, ignore: Sequence[str] = ()) -> WeightReport:
+    """Copy published weights into a network, strictly, after comparing the file with its checksum.
+
+    Args:
+        module: the network.
+        file: path and checksum, as a params file names them.
+        root: folder that a relative path starts from.
+        ignore: patterns of names that may be missing or extra, e.g. of the head.
+
+    Raises:
+        WeightError: no such file, another checksum (the message has the actual one), or see `load_weights`.
+    """
+    path = root / file.path
+    if not path.is_file():
+        raise WeightError(f"{path}: no such weight file")
+    actual = sha256_of(path)
+    if actual != file.sha256:
+        raise WeightError(f"{path} has the sha256 {actual}, the params file says {file.sha256}")
+    return load_weights(module, path, ignore=ignore)
 
 
 def _renamed(state: Mapping[str, Tensor], rename: Rename, source: str) -> tuple[dict[str, Tensor], list[str]]:

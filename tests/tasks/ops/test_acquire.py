@@ -2,7 +2,6 @@ import hashlib
 import os
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -191,8 +190,3 @@ def test_gives_up_on_a_server_that_always_breaks(s3_server, tmp_path):
         assert list(tmp_path.iterdir()) == []
     finally:
         proxy.close()
-
-
-def test_sha256(tmp_path):
-    (tmp_path / "x").write_bytes(b"x")
-    assert acquire.sha256_of(Path(tmp_path / "x")) == hashlib.sha256(b"x").hexdigest()

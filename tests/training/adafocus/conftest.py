@@ -16,6 +16,12 @@ def sections() -> dict[str, Any]:
     return yaml.safe_load((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
 
 
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """Sections of tests/params.tiny.yaml."""
+    return sections()
+
+
 def make_batch(count: int = 5, steps: int = 4, size: int = 32, seed: int = 0) -> ClipBatch:
     generator = torch.Generator().manual_seed(seed)
     return ClipBatch(
@@ -68,9 +74,12 @@ def new_finetune():
     def make(**changes: Any) -> Finetune:
         values = sections()
         config = FinetuneConfig(
-            data=values["adafocus_data"],
-            model=values["adafocus_model"],
-            **{**values["adafocus_finetune"], **changes},
+            **{
+                "data": values["adafocus_data"],
+                "model": values["adafocus_model"],
+                **values["adafocus_finetune"],
+                **changes,
+            },
         )
         torch.manual_seed(2)
         system = Finetune(config, CLASSES)

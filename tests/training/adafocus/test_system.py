@@ -1,10 +1,12 @@
+import hashlib
+
 import pytest
 import torch
 
 from training.adafocus import STAGES
-from training.adafocus.config import AdaFocusConfig
+from training.adafocus.config import AdaFocusConfig, PretrainConfig
 from training.adafocus.model import AdaFocus
-from training.adafocus.system import STREAM_EVAL_PATCH, Warmup, steps_loss
+from training.adafocus.system import STREAM_EVAL_PATCH, FrameClassifier, Warmup, steps_loss
 from training.core.config import ConfigError
 from training.core.cost import cost_of
 from training.core.weights import WeightError, load_weights
@@ -177,3 +179,50 @@ def test_stage_names():
         "adafocus_finetune",
         "adafocus_eval",
     ]
+
+
+@pytest.mark.parametrize("norms", ["batch", "fixed"])
+def test_fixed_norms_keep_their_statistics_and_still_learn(new_finetune, batch, norms, tiny):
+    model = tiny["adafocus_model"]
+    system = new_finetune(model={**model, "local": {**model["local"], "norms": norms}})
+    before = {name: value.clone() for name, value in system.state_dict().items()}
+    optimizer = system.optimizers(system_config_optim())["main"]
+    system.train()
+    system(batch).loss.backward()
+    optimizer.step()
+    after = system.state_dict()
+    for prefix in ("net.local", "others.random.local"):
+        statistics = [name for name in before if name.startswith(prefix) and name.endswith("running_mean")]
+        assert statistics
+        for name in statistics:
+            assert torch.equal(before[name], after[name]) == (norms == "fixed"), name
+            scale = name.replace("running_mean", "weight")
+            assert not torch.equal(before[scale], after[scale]), scale
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("net.glance"))
+
+
+def test_published_weights_start_a_net_and_another_file_is_refused(tmp_path, tiny):
+    def new(weights, root=tmp_path):
+        model = {**tiny["adafocus_model"], "glance": {**tiny["adafocus_model"]["glance"], "weights": weights}}
+        config = PretrainConfig(net="glance", data=tiny["adafocus_data"], model=model, **tiny["adafocus_pretrain"])
+        return FrameClassifier(config, ("a", "b"), root)
+
+    torch.manual_seed(5)
+    source = new(None)
+    path = tmp_path / "weights" / "net.pth"
+    path.parent.mkdir()
+    torch.save({"state_dict": {**source.backbone.state_dict(), "fc.weight": torch.ones(2, 2)}}, path)
+    named = {"path": "weights/net.pth", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    torch.manual_seed(6)
+    started = new(named)
+    torch.manual_seed(6)
+    saved_weights_follow = new(named, root=None)
+    for name, value in source.backbone.state_dict().items():
+        assert torch.equal(started.backbone.state_dict()[name], value), name
+    assert not torch.equal(
+        next(saved_weights_follow.backbone.parameters()), next(source.backbone.parameters())
+    )  # negative control
+    with pytest.raises(WeightError, match=named["sha256"]):
+        new({**named, "sha256": "0" * 64})
+    with pytest.raises(WeightError, match="no such weight file"):
+        new({**named, "path": "weights/other.pth"})

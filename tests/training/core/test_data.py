@@ -206,7 +206,9 @@ def test_decoder_change_needs_permission(tiny_shards: Path) -> None:
     loader = opened(tiny_shards)
     with pytest.raises(LoaderStateError, match="--allow-decoder-change"):
         loader.load_state_dict(state)
-    loader.load_state_dict(state, allow_decoder_change=True)
+    allowed = opened(tiny_shards, allow_decoder_change=True)
+    allowed.load_state_dict(state)
+    assert allowed.state_dict() == state | {"decoder": allowed.decoder}
 
 
 def test_state_whose_sample_is_another_one_is_refused(tiny_shards: Path) -> None:

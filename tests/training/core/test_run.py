@@ -124,15 +124,16 @@ def test_damaged_model_is_refused(project):
         read_model_info(model.parent)
 
 
-def start(project: Settings, *, workers: int = 0) -> subprocess.Popen[bytes]:
+def start(project: Settings, *options: str, workers: int = 0, **variables: str) -> subprocess.Popen[bytes]:
     env = {
         **os.environ,
         "FOVEA_TRAIN_WORKERS": str(workers),
         "FOVEA_PROGRESS": "false",
         "FOVEA_TRAIN_CPUS_PER_WORKER": "1",
         "FOVEA_DEVICE": "cpu",
+        **variables,
     }
-    command = [sys.executable, "-m", "training", "run", str(GLANCE)]
+    command = [sys.executable, "-m", "training", "run", str(GLANCE), *options]
     return subprocess.Popen(command, cwd=project.root, env=env, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -179,3 +180,33 @@ def test_changed_parameter_never_resumes_the_old_run(project):
     shutil.rmtree(project.runs)
     run_stage(GLANCE, project)
     assert model_digest(project.runs / "tiny" / GLANCE.folder / "model") == changed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_resuming_with_another_decoder_needs_permission(project, tmp_path):
+    """Killed where PyAV decodes, started again where it cannot be imported and the next rung is used (D8)."""
+    edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20, eval_every=0)
+    process = start(project)
+    while not list((project.work / "runs").rglob("step-*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (tmp_path / "broken" / "av").mkdir(parents=True)
+    (tmp_path / "broken" / "av" / "__init__.py").write_text("raise ImportError('not on this machine')\n")
+    elsewhere = {"PYTHONPATH": str(tmp_path / "broken")}
+
+    refused = start(project, **elsewhere)
+    _, errors = refused.communicate(timeout=300)
+    assert refused.returncode == 1
+    assert "'pyav'" in errors.decode()
+    assert "--allow-decoder-change" in errors.decode()
+    assert not project.runs.exists()
+
+    allowed = start(project, "--allow-decoder-change", **elsewhere)
+    _, errors = allowed.communicate(timeout=300)
+    assert allowed.returncode == 0, errors.decode()
+    output = project.runs / "tiny" / GLANCE.folder
+    assert json.loads((output / "run.json").read_text())["fit"]["resumed_from"] >= 20
+    assert json.loads((output / "config.json").read_text())["data"]["decoder"] == "opencv"
