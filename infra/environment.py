@@ -23,6 +23,9 @@ DEFAULTS: Mapping[str, str] = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Workers otherwise start in another folder than the driver.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # A task without a GPU otherwise loses sight of the machine's GPUs.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Threads that wait must not spin: loader, convolutions and encoders share the cores.
     "OMP_WAIT_POLICY": "passive",
 }

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from infra.environment import apply_defaults
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -21,7 +23,6 @@ CRASHES_ALLOWED = 3
 """Times that the process of one item may die before the item counts as failed."""
 
 _TEMPORARY = "fovea-ray-"
-_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,7 @@ def _on_ray(
 @contextmanager
 def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
     """Give a running Ray: the one of this process, the cluster at an address, or a local one for the block."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    apply_defaults()  # before Ray is imported
     import ray
 
     if ray.is_initialized():

@@ -4,12 +4,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,62 +28,11 @@ def fovea(project: Path, env: dict[str, str], *arguments: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def prefect(tmp_path_factory: pytest.TempPathFactory, project: Path, project_env: dict[str, str]) -> Iterator[dict]:
-    """Server, work pool, deployments and a worker on loopback; yields the environment that reaches them."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**project_env, "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    env["FOVEA_ROOT"] = str(project)
-    running = []
-
-    def start(*arguments: str) -> subprocess.Popen[bytes]:
-        with (home / f"{arguments[0]}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", *arguments],
-                cwd=project, env=env, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )  # fmt: skip
-        running.append(process)
-        return process
-
-    try:
-        server = start("server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
-        deadline = time.monotonic() + 240
-        while True:
-            assert server.poll() is None, (home / "server.log").read_text()
-            assert time.monotonic() < deadline
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.3)
-        cli = [sys.executable, "-m", "prefect"]
-        run(project, env, *cli, "work-pool", "create", "fovea", "--type", "process")
-        run(project, env, *cli, "--no-prompt", "deploy", "--prefect-file", "infra/prefect.yaml", "--all")
-        start("worker", "start", "--pool", "fovea", "--limit", "1")
-        yield env
-    finally:
-        for process in reversed(running):
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                if process.poll() is None:
-                    os.killpg(process.pid, number)
-                try:
-                    process.wait(timeout=20)
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-
-
-@pytest.fixture(scope="module")
-def reproduced(project: Path, prefect: dict) -> dict:
-    """The whole chain has run once, as a deployment; yields the environment. Tests leave the project as it was."""
-    run(
-        project, prefect, sys.executable, "-m", "prefect", "deployment", "run", "reproduce/reproduce",
-        "-p", "dataset=demo", "-p", f"root={project}", "--watch",
-    )  # fmt: skip
-    return prefect
+def reproduced(project: Path, project_env: dict[str, str], start_services: Callable[..., Any]) -> dict[str, str]:
+    """The whole chain has run once, as a deployment; returns the environment. Tests leave the project as it was."""
+    services = start_services(project, project_env)
+    services.ask("deployment", "run", "reproduce/reproduce", "-p", "dataset=demo", "-p", f"root={project}", "--watch")
+    return services.env
 
 
 def set_fit(project: Path, section: str, **fit: int) -> None:

@@ -25,6 +25,7 @@ from torch import nn
 
 import training
 from data_specs.files import sha256_of
+from infra.environment import apply_defaults
 from infra.settings import Settings
 from training.core.checkpoint import save_model
 from training.core.config import DataConfig, FitConfig, validate
@@ -99,24 +100,8 @@ def run_fit(job: FitJob, settings: Settings) -> None:
         raise StageFailed(f"training of {job.name} failed: {message}")
 
 
-def ray_environment() -> dict[str, str]:
-    """Variables that Ray and its workers need (authentication off on both sides, fast polls)."""
-    return {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_TRAIN_V2_ENABLED": "1",
-        # Threads that wait should not spin: loader and convolutions share the cores.
-        "OMP_WAIT_POLICY": "passive",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-
-
 def _run_on_ray(job: FitJob, settings: Settings) -> None:
-    for name, value in ray_environment().items():
-        os.environ.setdefault(name, value)
+    apply_defaults()  # before Ray is imported, in whatever way this process was started
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
