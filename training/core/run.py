@@ -23,8 +23,8 @@ from infra.locks import stage_lock
 from infra.settings import Settings
 from training.core.checkpoint import model_digest, replace_folder, sha256_of
 from training.core.config import ConfigError, StageConfig, apply_overrides, load_section, validate
-from training.core.data import open_loader, resolve_decoder
-from training.core.evaluate import evaluate
+from training.core.data import resolve_decoder
+from training.core.evaluate import evaluate_shards
 from training.core.ray_runner import FitJob, run_fit, source_digest
 from training.core.stage import CODE_VERSION, Stage, StageInputs, StagePaths, StageRef, paths_of
 from training.registry import all_stages, family_of
@@ -165,21 +165,13 @@ def _fit(
 
 
 def _evaluate(resolved: Resolved, settings: Settings, index: ShardIndex, work: Path) -> None:
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    torch.set_num_threads(settings.train_cpus_per_worker)
     system = resolved.stage.build(
         StageInputs(config=resolved.config, classes=index.classes, upstream=resolved.paths.upstream)
     )
-    split = resolved.stage.split
-    loader = open_loader(resolved.paths.shards, resolved.config.data, split=split, train=False, seed=0)
-    try:
-        evaluation = evaluate(system, loader, split=split, device=device)
-    finally:
-        loader.close()
-    result = work / "result"
-    result.mkdir(parents=True, exist_ok=True)
-    evaluation.predictions.save(result / "predictions.npz")
-    (result / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=1, sort_keys=True) + "\n")
+    evaluation = evaluate_shards(
+        system, resolved.paths.shards, resolved.config.data, split=resolved.stage.split, settings=settings
+    )
+    evaluation.save(work / "result")
 
 
 def _start_tracking(
