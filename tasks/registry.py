@@ -40,13 +40,17 @@ def finish(root: Path, dataset: str, env: Mapping[str, str] | None = None) -> Fi
     return training(root, "finish", dataset, env=env)
 
 
-def promote(root: Path, dataset: str, accept: bool = False, env: Mapping[str, str] | None = None) -> Finished:
+def promote(
+    root: Path, dataset: str, accept: bool = False, reevaluate: bool = False, env: Mapping[str, str] | None = None
+) -> Finished:
     """Let the gate compare challengers with champions of a data set and move the alias.
 
     Args:
         root: Project root.
         dataset: Data set whose models are judged.
         accept: Take a result that the gate calls underpowered.
+        reevaluate: Evaluate a champion of other data on the challenger's data first.
         env: Further environment variables.
     """
-    return training(root, "promote", dataset, *(["--accept"] if accept else []), env=env)
+    flags = [flag for flag, given in (("--accept", accept), ("--reevaluate", reevaluate)) if given]
+    return training(root, "promote", dataset, *flags, env=env)

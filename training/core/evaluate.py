@@ -1,5 +1,6 @@
 """`evaluate`: any system on any split, each sample exactly once, metrics and per-sample predictions from one pass."""
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from infra.settings import Settings
+from training.core.config import DataConfig
 from training.core.cost import latency_ms
-from training.core.data import ClipLoader, check_coverage
+from training.core.data import ClipLoader, check_coverage, open_loader
 from training.core.distributed import Group
 from training.core.loop import precision_context
 from training.core.metrics import classification_metrics
@@ -75,6 +78,11 @@ class Evaluation:
     metrics: dict[str, float]
     predictions: Predictions
 
+    def save(self, folder: Path) -> None:
+        """Write `predictions.npz` and `metrics.json` into a folder, which is made where it is missing."""
+        self.predictions.save(folder / "predictions.npz")
+        (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=1, sort_keys=True) + "\n")
+
 
 @torch.inference_mode()
 def evaluate(
@@ -133,23 +141,40 @@ def evaluate(
 
 
 @torch.inference_mode()
-def measure_latency(system: System, clip: RawBatch, *, device: torch.device) -> dict[str, float]:
+def measure_latency(system: System, clip: RawBatch) -> dict[str, float]:
     """Time one clip from uint8 frames on the device to scores: crop, normalise, predict; decoding not counted.
 
     Args:
-        system: any system; put into eval mode on `device` for the measurement.
+        system: any system, on the device to measure; in eval mode meanwhile.
         clip: a batch of one.
-        device: where to measure.
 
     Returns:
         See `training.core.cost.latency_ms`.
     """
     was_training = system.training
-    system.to(device).eval()
-    clip = clip.to(device)
+    system.eval()
+    clip = clip.to(next(system.parameters()).device)
     times = latency_ms(lambda: system.predict(system.prepare(clip, train=False)))
     system.train(was_training)
     return times
+
+
+def evaluate_shards(system: System, shards: Path, config: DataConfig, *, split: str, settings: Settings) -> Evaluation:
+    """Evaluate a system on one split of a shard folder, in this process and on the device of the settings.
+
+    Raises:
+        DataError: incomplete or damaged folder, or one without this split.
+        DecodeError: the decoder of the config cannot be used on this machine.
+        SampleError: a sample cannot be decoded.
+        CoverageError: see `evaluate`.
+    """
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.set_num_threads(settings.train_cpus_per_worker)
+    loader = open_loader(shards, config, split=split, train=False, seed=0)
+    try:
+        return evaluate(system, loader, split=split, device=device)
+    finally:
+        loader.close()
 
 
 def _metrics(system: System, predictions: Predictions, split: str, loader: ClipLoader) -> dict[str, float]:

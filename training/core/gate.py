@@ -7,7 +7,7 @@ against it, but the test set is too small to say more; a person may accept it). 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -94,6 +94,8 @@ class Evidence:
     gmac: float | None
     """Per video; None when the evaluation did not report it."""
     round_trip: RoundTrip | None = None
+    reevaluated_from: str = ""
+    """Data digest of the registered evaluation, where these predictions were made anew (`promote --reevaluate`)."""
 
     def correct(self) -> NDArray[np.bool_]:
         """Return per clip whether the top class is the label."""
@@ -210,7 +212,7 @@ def judge(challenger: Evidence, champion: Evidence | None, config: GateConfig) -
         accuracy_rows = _floor_rows(challenger, config, small)
     else:
         same = _same_data_row(challenger, champion)
-        rows.insert(0, same)
+        rows = [same, *_reevaluated_rows(champion), *rows]
         if not same.passed:
             return _report(challenger, champion, rows, small=False)
         champion = _aligned(champion, challenger)
@@ -255,7 +257,8 @@ def _same_data_row(challenger: Evidence, champion: Evidence) -> Row:
     check = "same evaluation data"
     if challenger.data_digest != champion.data_digest:
         value = f"{challenger.data_digest[:12]} and {champion.data_digest[:12]}"
-        return Row(check, value, "equal digests; evaluate and register the champion on this data first", False)
+        bound = "equal digests; `fovea promote --reevaluate` evaluates the champion on the challenger's data first"
+        return Row(check, value, bound, False)
     if challenger.classes != champion.classes:
         return Row(check, "class lists differ", "equal classes", False)
     if set(challenger.key.tolist()) != set(champion.key.tolist()):
@@ -266,20 +269,19 @@ def _same_data_row(challenger: Evidence, champion: Evidence) -> Row:
     return Row(check, f"{challenger.data_digest[:12]}, {len(challenger.label)} clips", "equal digests", True)
 
 
+def _reevaluated_rows(champion: Evidence) -> list[Row]:
+    if not champion.reevaluated_from:
+        return []
+    now, before = champion.data_digest[:12], champion.reevaluated_from[:12]
+    value = f"{champion.name} on data {now}; its registered evaluation was on {before}"
+    return [Row("champion re-evaluated", value, "shown only", None)]
+
+
 def _aligned(evidence: Evidence, reference: Evidence) -> Evidence:
     """Return evidence with its clips in the order of another's."""
     position = {key: i for i, key in enumerate(evidence.key.tolist())}
     order = np.array([position[key] for key in reference.key.tolist()])
-    return Evidence(
-        name=evidence.name,
-        data_digest=evidence.data_digest,
-        key=evidence.key[order],
-        label=evidence.label[order],
-        scores=evidence.scores[order],
-        classes=evidence.classes,
-        gmac=evidence.gmac,
-        round_trip=evidence.round_trip,
-    )
+    return replace(evidence, key=evidence.key[order], label=evidence.label[order], scores=evidence.scores[order])
 
 
 def _round_trip_row(evidence: Evidence, config: GateConfig) -> Row:

@@ -2,6 +2,7 @@
 
 Boxes are fractions of the picture, so they fit whatever size the loader decoded at. Pictures go through
 ffmpeg on both sides: it applies rotation and gives a constant rate, so that a frame's number is its time.
+Small pictures are enlarged before anything is drawn: lines and letters have a least size.
 """
 
 import subprocess
@@ -16,6 +17,12 @@ from numpy.typing import NDArray
 
 COLOUR = (80, 220, 255)
 """RGB of the patch."""
+
+SHORT_SIDE = 256
+"""Pictures with a smaller short side are enlarged to at least this, pixels."""
+
+LONG_SIDE = 4096
+"""No picture is enlarged beyond this: a strip would become one that no encoder takes."""
 
 
 class OverlayError(RuntimeError):
@@ -104,6 +111,16 @@ def draw_label(frame: NDArray[np.uint8], text: str) -> None:
     )
 
 
+def output_size(width: int, height: int) -> tuple[int, int]:
+    """Return width and height of the written pictures: enlarged by a whole number where small, and even.
+
+    A whole number shows every pixel that the model saw as a square of equal size.
+    """
+    factor = max(1, min(-(-SHORT_SIDE // min(width, height)), LONG_SIDE // max(width, height)))
+    # Even sides, as 4:2:0 needs; a picture of one pixel has at least two.
+    return max(2, width * factor // 2 * 2), max(2, height * factor // 2 * 2)
+
+
 def write_overlay(
     source: Path,
     target: Path,
@@ -114,6 +131,8 @@ def write_overlay(
     on_frame: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Write a copy of a video with label and patches drawn; the file appears only when it is complete.
+
+    Its pictures have the size of `output_size`; number of frames, rate and sound are the source's.
 
     Args:
         source: the video.
@@ -131,20 +150,20 @@ def write_overlay(
     if target.suffix.lower() != ".mp4":
         raise OverlayError(f"{target}: the overlay is written as .mp4; name it so")
     width, height, fps, expected, stream, has_sound = _probe(source)
-    # Even sides, as 4:2:0 needs; a picture of one pixel grows.
-    even = (max(2, width // 2 * 2), max(2, height // 2 * 2))
+    size = output_size(width, height)
+    enlarging = {"flags": "neighbor"} if size[1] > height else {}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".overlay-") as temporary:
         silent = Path(temporary) / "silent.mp4"
         log = Path(temporary) / "log"
         reading = (
             ffmpeg.input(str(source.absolute()))[str(stream)]
-            .filter("scale", *even)
+            .filter("scale", *size, **enlarging)
             .filter("fps", fps)
             .output("pipe:", format="rawvideo", pix_fmt="rgb24", an=None)
         )
         writing = (
-            ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{even[0]}x{even[1]}", r=fps)
+            ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{size[0]}x{size[1]}", r=fps)
             .output(str(silent), vcodec="libx264", pix_fmt="yuv420p", crf=20, preset="veryfast")
             .overwrite_output()
         )
@@ -153,7 +172,7 @@ def write_overlay(
                 reading.compile(cmd=ffmpeg_program),
                 writing.compile(cmd=ffmpeg_program),
                 errors,
-                even,
+                size,
                 lambda number, frame: _draw(frame, number / fps, label, track),
                 (lambda done: on_frame(done, expected)) if on_frame else None,
             )

@@ -14,7 +14,7 @@ from training.core.decode_rungs import video_stream
 from training.core.overlay import Track, Written, write_overlay
 from training.core.registration import Registry
 from training.core.sampling import frame_positions
-from training.core.serving import Result, VideoClassifier
+from training.core.serving import Result, VideoClassifier, model_folder
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".3gp", ".ts", ".flv")
 
@@ -51,7 +51,7 @@ def find_model(settings: Settings, model: str, download: Path) -> ModelRef:
     version = registry.resolve(model)
     saved = registry.fetch_model(version, download)
     aliases = ", ".join((*version.aliases, version.gate))
-    return ModelRef(saved / "artifacts" / "model", f"{version} ({aliases})")
+    return ModelRef(model_folder(saved), f"{version} ({aliases})")
 
 
 def videos_of(path: Path) -> list[Path]:

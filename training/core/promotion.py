@@ -31,7 +31,9 @@ class Promotion:
         return self.judged is not None and (self.champion is None or self.champion.version != self.judged.version)
 
 
-def promote(settings: Settings, dataset: str, family: str = "adafocus", *, accept: bool = False) -> Promotion:
+def promote(
+    settings: Settings, dataset: str, family: str = "adafocus", *, accept: bool = False, reevaluate: bool = False
+) -> Promotion:
     """Judge the version with the alias `challenger` against the one with the alias `champion`.
 
     Whoever set the aliases, `fovea register` or a person in MLflow's page, the versions that they name now
@@ -43,9 +45,12 @@ def promote(settings: Settings, dataset: str, family: str = "adafocus", *, accep
         dataset: data set; with the family it names the registered model.
         family: model family.
         accept: let an underpowered challenger pass; never a failed one.
+        reevaluate: where both were evaluated on different data, evaluate the champion again on the
+            challenger's. It takes as long as the evaluation stage, and registrations wait for it.
 
     Raises:
-        RegistryError: no such model, or a version without its evaluation.
+        RegistryError: no such model, or a version without its evaluation; or the champion cannot be
+            evaluated again (see `training.core.reevaluate`).
     """
     name = f"{family}-{dataset}"
     config = load_gate_config(settings.root / "params" / f"{dataset}.yaml")
@@ -61,6 +66,10 @@ def promote(settings: Settings, dataset: str, family: str = "adafocus", *, accep
             theirs = None
             if champion is not None:
                 _, theirs = _evidence(registry, champion, Path(temporary) / "champion")
+                if reevaluate and theirs.data_digest != mine.data_digest:
+                    from training.core.reevaluate import evaluate_again  # imports torch
+
+                    theirs = evaluate_again(registry, champion, theirs, challenger, facts)
             report = judge(mine, theirs, config)
         moved = report.decision == "passed" or (report.decision == "underpowered" and accept)
         _write_down(registry, challenger, facts, report, config, accept)

@@ -48,6 +48,9 @@ def promote(
     dataset: Dataset,
     family: Family = None,
     accept: Accept = False,
+    reevaluate: Annotated[
+        bool, typer.Option("--reevaluate", help="Evaluate a champion of other data on the challenger's data first.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 when a challenger is refused.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +60,8 @@ def promote(
     settings = Settings()
     with _user_errors():
         outcomes = [
-            promote_model(settings, dataset, name, accept=accept) for name in _families(settings, dataset, family)
+            promote_model(settings, dataset, name, accept=accept, reevaluate=reevaluate)
+            for name in _families(settings, dataset, family)
         ]
     if as_json:
         print(json.dumps([_promotion_row(outcome) for outcome in outcomes], indent=1))
@@ -163,6 +167,7 @@ def _user_errors() -> Iterator[None]:
     """Turn errors that a user can mend into one line and exit code 1."""
     from training.core.checkpoint import CheckpointError
     from training.core.config import ConfigError
+    from training.core.data import DataError, SampleError
     from training.core.decode import DecodeError
     from training.core.overlay import OverlayError
     from training.core.prediction import PredictError
@@ -174,6 +179,8 @@ def _user_errors() -> Iterator[None]:
         RegistryError,
         PredictError,
         OverlayError,
+        DataError,
+        SampleError,
         DecodeError,
         ConfigError,
         CheckpointError,

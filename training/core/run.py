@@ -25,7 +25,7 @@ from infra.settings import Settings
 from training.core.checkpoint import model_digest, replace_folder
 from training.core.config import ConfigError, StageConfig, apply_overrides, load_section, validate
 from training.core.data import open_loader, resolve_decoder
-from training.core.evaluate import evaluate, measure_latency
+from training.core.evaluate import Evaluation, evaluate_shards, measure_latency
 from training.core.ray_runner import FitJob, run_fit, source_digest
 from training.core.stage import CODE_VERSION, Stage, StageInputs, StagePaths, StageRef, paths_of
 from training.core.system import System
@@ -178,25 +178,16 @@ def _fit(
 
 
 def _evaluate(resolved: Resolved, settings: Settings, index: ShardIndex, work: Path) -> None:
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    torch.set_num_threads(settings.train_cpus_per_worker)
     system = resolved.stage.build(
         StageInputs(config=resolved.config, classes=index.classes, upstream=resolved.paths.upstream)
     )
     split = resolved.stage.split
-    loader = open_loader(resolved.paths.shards, resolved.config.data, split=split, train=False, seed=0)
-    try:
-        evaluation = evaluate(system, loader, split=split, device=device)
-    finally:
-        loader.close()
-    metrics = evaluation.metrics | _latency(system, resolved, device)
-    result = work / "result"
-    result.mkdir(parents=True, exist_ok=True)
-    evaluation.predictions.save(result / "predictions.npz")
-    (result / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    evaluation = evaluate_shards(system, resolved.paths.shards, resolved.config.data, split=split, settings=settings)
+    metrics = evaluation.metrics | _latency(system, resolved)
+    Evaluation(metrics, evaluation.predictions).save(work / "result")
 
 
-def _latency(system: System, resolved: Resolved, device: torch.device) -> dict[str, float]:
+def _latency(system: System, resolved: Resolved) -> dict[str, float]:
     """Time the main model on the split's first clip, batch 1; only figures of the same hardware compare."""
     split = resolved.stage.split
     data = resolved.config.data.model_copy(update={"batch_size": 1})
@@ -205,7 +196,7 @@ def _latency(system: System, resolved: Resolved, device: torch.device) -> dict[s
         clip = next(iter(loader))
     finally:
         loader.close()
-    times = measure_latency(system, clip, device=device)
+    times = measure_latency(system, clip)
     return {f"{split}/latency_ms_{name}": times[name] for name in ("p50", "p95")}
 
 

@@ -296,6 +296,11 @@ def save_pyfunc(model_folder: Path, target: Path, metadata: Mapping[str, Any]) -
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
+def model_folder(saved: Path) -> Path:
+    """Return where `save_pyfunc` put the model folder inside a pyfunc directory."""
+    return saved / "artifacts" / "model"
+
+
 # --- round trip -------------------------------------------------------------------------------
 
 _CHILD = """

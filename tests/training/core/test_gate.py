@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,16 @@ def test_other_data_is_refused_by_digest_keys_and_labels():
         report = judge(new, old, GateConfig())
         assert report.decision == "failed"
         assert said in report.reason
+
+
+def test_fresh_predictions_of_the_champion_are_named():
+    old = evidence("old", shares(400, 0.5))
+    report = judge(evidence("new", shares(400, 0.9)), replace(old, reevaluated_from="d0"), GateConfig())
+    assert report.decision == "passed"
+    assert "champion re-evaluated: old on data d1; its registered evaluation was on d0 (shown only)" in report.text()
+    # Re-evaluated or not: other data are refused.
+    other = replace(old, reevaluated_from="d0", data_digest="d2")
+    assert judge(evidence("new", shares(400, 0.9)), other, GateConfig()).decision == "failed"
 
 
 def test_order_of_the_clips_does_not_matter():

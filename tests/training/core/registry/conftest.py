@@ -176,12 +176,17 @@ class Project:
         self.root = root
         (root / "params").mkdir()
         (root / "params" / "demo.yaml").write_text(yaml.safe_dump(PARAMS))
-        self.index = write_shards(self.settings.shards / "demo", {"train": 16, "test": test_clips})
+        self._counts = {"train": 16, "test": test_clips}
+        self.write_shards(0)
         (root / "data" / "manifests").mkdir(parents=True)
         (root / "data" / "manifests" / "demo.csv").write_text("part,key\n" + "main,a\n" * 138)
         self._stages = {stage.name: stage for stage in STAGES}
         for net in ("glance", "local"):
             self._save("adafocus_pretrain", {"net": net}, f"adafocus_pretrain-{net}", None)
+
+    def write_shards(self, seed: int) -> None:
+        """Write the shards: the same keys with other pictures for another seed, the same bytes for the same one."""
+        self.index = write_shards(self.settings.shards / "demo", self._counts, seed)
 
     def _config(self, stage: str, items: dict[str, str]) -> Any:
         record = self._stages[stage]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from training.core.overlay import COLOUR, OverlayError, Track, draw_label, write_overlay
+from training.core.overlay import COLOUR, OverlayError, Track, draw_label, output_size, write_overlay
 from training.core.prediction import frame_times, picture_size
 
 
@@ -12,11 +12,19 @@ def pictures(path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+def near(frame: np.ndarray) -> np.ndarray:
+    """Return which pixels have about the patch's colour."""
+    return np.abs(frame.astype(int) - np.array(COLOUR)).sum(-1) < 150
+
+
 def coloured(frame: np.ndarray) -> tuple[float, float]:
     """Return the mean (y, x) of the pixels that have the patch's colour."""
-    near = np.abs(frame.astype(int) - np.array(COLOUR)).sum(-1) < 150
-    ys, xs = np.nonzero(near)
+    ys, xs = np.nonzero(near(frame))
     return float(ys.mean()), float(xs.mean())
+
+
+def coloured_share(frame: np.ndarray) -> float:
+    return float(near(frame).mean())
 
 
 def test_box_stays_until_the_next_sampled_frame_and_sound_is_copied(make_clip, tmp_path):
@@ -36,10 +44,10 @@ def test_box_stays_until_the_next_sampled_frame_and_sound_is_copied(make_clip, t
     assert seen[-1] == (16, 16)
     frames = pictures(target)
     assert len(frames) == 16
-    places = [coloured(frame[:102]) for frame in frames]  # above the label
+    places = [coloured(frame[:220]) for frame in frames]  # above the label
     for i in range(8):
-        assert places[i] == pytest.approx((25, 25), abs=4)
-        assert places[8 + i] == pytest.approx((77, 102), abs=4)
+        assert places[i] == pytest.approx((51, 51), abs=5)
+        assert places[8 + i] == pytest.approx((154, 204), abs=5)
     with av.open(str(source)) as first, av.open(str(target)) as second:
         sounds = [[bytes(p) for p in c.demux(audio=0) if p.size] for c in (first, second)]
     assert sounds[0] == sounds[1]
@@ -53,11 +61,56 @@ def test_without_patches_and_without_sound(make_clip, tmp_path):
     written = write_overlay(source, tmp_path / "o.mp4", label="grey", ffmpeg_program=get_ffmpeg_exe())
     assert (written.frames, written.sound) == (4, "none")
     frame = pictures(tmp_path / "o.mp4")[2]
-    assert frame[108:].max() > 180  # the label is there
-    assert frame[:80].max() < 110  # and nothing else
+    assert frame[216:].max() > 180  # the label is there
+    assert frame[:160].max() < 110  # and nothing else
 
 
-@pytest.mark.parametrize(("width", "height", "expected"), [(65, 49, (48, 64, 3)), (1, 1, (2, 2, 3))])
+def test_small_video_is_enlarged_before_the_box_is_drawn(make_clip, tmp_path):
+    source, target = tmp_path / "in.mp4", tmp_path / "o.mp4"
+    source.write_bytes(make_clip((20, 20, 20), 0, frames=8, side=64, sound=True))
+    track = Track(np.array([0.0]), np.array([[0.125, 0.25, 0.625, 0.75]]))
+    written = write_overlay(source, target, label="grey 97%", track=track, ffmpeg_program=get_ffmpeg_exe())
+    assert (written.frames, written.sound) == (8, "copied")
+    frames = pictures(target)
+    assert {frame.shape for frame in frames} == {(256, 256, 3)}
+    with av.open(str(source)) as first, av.open(str(target)) as second:
+        assert second.streams.video[0].average_rate == first.streams.video[0].average_rate
+        video = second.streams.video[0]
+        assert float(video.duration * video.time_base) == pytest.approx(1.0)
+        assert len(second.streams.audio) == 1
+    for frame, original in zip(frames, pictures(source), strict=True):
+        # The box is where it belongs, and thin: of its 128 pixels the lines (black around them included) take 12.
+        assert coloured(frame[:200]) == pytest.approx((96, 128), abs=3)
+        inside = slice(32 + 8, 160 - 8), slice(64 + 8, 192 - 8)
+        assert coloured_share(frame[inside]) == 0
+        assert coloured_share(frame[28:164, 60:196]) > 0.02
+        # What lies in it is the video, every pixel four times four.
+        seen = frame[inside].reshape(28, 4, 28, 4, 3).mean((1, 3))
+        assert np.abs(seen - original[10:38, 18:46]).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (64, 64, (256, 256)),
+        (320, 180, (640, 360)),  # twice: once is too small, and a half does not exist
+        (86, 129, (258, 386)),  # three times, the odd side made even
+        (256, 340, (256, 340)),
+        (1920, 1080, (1920, 1080)),
+        (1921, 1081, (1920, 1080)),
+        (1920, 16, (3840, 32)),  # not to 30720, which no encoder takes
+        (9000, 100, (9000, 100)),
+        (9000, 1, (9000, 2)),
+    ],
+)
+def test_output_size(width, height, expected):
+    assert output_size(width, height) == expected
+    assert output_size(height, width) == expected[::-1]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"), [(65, 49, (294, 390, 3)), (301, 257, (256, 300, 3)), (1, 1, (256, 256, 3))]
+)
 def test_odd_size_is_made_even(tmp_path, width, height, expected):
     source = tmp_path / "odd.mkv"
     with av.open(str(source), "w") as container:
@@ -132,7 +185,7 @@ def test_of_several_video_streams_the_loaders_one_is_drawn_on(tmp_path):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
     written = write_overlay(source, tmp_path / "o.mp4", label="a", ffmpeg_program=get_ffmpeg_exe())
-    assert pictures(tmp_path / "o.mp4")[0].shape == (96, 96, 3)
+    assert pictures(tmp_path / "o.mp4")[0].shape == (288, 288, 3)
     assert written.frames == 5
     assert len(frame_times(source)) == 5
     assert picture_size(source) == (96, 96)

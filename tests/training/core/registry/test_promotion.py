@@ -148,10 +148,17 @@ def test_other_evaluation_data_is_refused(settings, dataset):
     outcome = promote(settings, dataset)
     assert outcome.refused
     assert "same evaluation data" in outcome.report.reason
+    assert "--reevaluate" in outcome.report.reason
     assert champion(settings, dataset) == "1"
+    # Evaluating the champion again needs shards, and there are none here.
+    with pytest.raises(FileNotFoundError, match=r"index\.json is missing"):
+        promote(settings, dataset, reevaluate=True)
     # The same predictions on the same data pass.
     add(settings, dataset, 0.9)
-    assert promote(settings, dataset).champion.version == "3"
+    # ... and there is nothing to evaluate again, whether it was allowed or not.
+    outcome = promote(settings, dataset, reevaluate=True)
+    assert outcome.champion.version == "3"
+    assert "champion re-evaluated" not in outcome.report.text()
 
 
 def test_budget_of_the_params_file(settings, dataset):
