@@ -44,9 +44,9 @@ DATA = {
 MODEL = {
     "size": 32,
     "num_frames": 4,
-    "glance": {"name": "tiny_glance", "options": {}, "weights": None},
+    "glance": {"name": "tiny_glance", "options": {}, "weights": None, "norms": "batch"},
     "glance_size": 16,
-    "local": {"name": "tiny_local", "options": {}, "weights": None},
+    "local": {"name": "tiny_local", "options": {}, "weights": None, "norms": "batch"},
     "patch": 16,
     "grid": 3,
     "policy_channels": 8,
