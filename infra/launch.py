@@ -20,6 +20,7 @@ from pathlib import Path
 
 from infra.environment import apply_defaults
 from infra.processes import Supervised, supervise
+from infra.startup import tame_collector
 
 STARTUP_TIMEOUT_S = 180.0
 """The very first start creates the database: 20 s, more on a loaded machine."""
@@ -37,6 +38,7 @@ def run(module: str, arguments: Sequence[str] | None = None) -> int:
     The server ends with this process and not before, since Prefect sends its last log lines when Python exits.
     """
     apply_defaults()
+    tame_collector()
     # Each `main` says what matters itself; everything still goes to the server's log of the run.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from infra.environment import apply_defaults
 from infra.settings import Settings
+from infra.startup import tame_collector
 from training.core.config import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -150,6 +151,7 @@ def _add_family_programs() -> None:
 def main() -> int:
     """Run the command line; user errors are one message, not a stack trace."""
     apply_defaults()
+    tame_collector()
     _add_registry_commands()
     _add_family_programs()
     from infra.locks import StageLockedError

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_specs.schema import digest
 from infra.settings import Settings
 from training.core.gate import Evidence, GateConfig, GateReport, evidence_from, judge, load_gate_config
 from training.core.modelcard import Facts, card, read_facts, report_as_json
@@ -109,8 +110,14 @@ def _evidence(registry: Registry, version: Version, target: Path) -> tuple[Facts
 def _write_down(
     registry: Registry, version: Version, facts: Facts, report: GateReport, config: GateConfig, accept: bool
 ) -> None:
-    """Log the report as table and text, write the model card into the description, and tag the version."""
+    """Log the report as table and text, write the model card into the description, and tag the version.
+
+    A challenger that failed is judged at every reproduction; what would be written twice is not.
+    """
     accepted = report.decision == "underpowered" and accept
+    content = digest([report_as_json(report), config.model_dump(mode="json"), accepted])
+    if version.tags.get("gate_content") == content:
+        return
     run = attach_run(registry.settings.tracking_uri, version.run_id)
     run.log_table(report.table(), "gate/table.json")
     run.log_text(report.text() + "\n", "gate/report.txt")
@@ -125,5 +132,6 @@ def _write_down(
             "gate": "accepted" if accepted else report.decision,
             "gate_reason": report.reason[:4000],
             "gate_against": report.champion or "none",
+            "gate_content": content,
         },
     )

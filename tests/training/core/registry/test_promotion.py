@@ -137,8 +137,16 @@ def test_promoting_again_changes_nothing(settings, dataset):
     assert (again.judged, again.report, again.champion.version) == (None, None, "1")
     assert "no challenger" in again.text
     add(settings, dataset, 0.2)
-    texts = [promote(settings, dataset).report.text() for _ in range(2)]
-    assert texts[0] == texts[1]
+    first = promote(settings, dataset)
+    registry = Registry.open(settings)
+    registry.describe(first.judged, "a person's words")
+    again = promote(settings, dataset)
+    assert again.report.text() == first.report.text()
+    assert again.judged.description == "a person's words"  # the same result is not written twice
+    params = settings.root / "params" / f"{dataset}.yaml"
+    params.write_text("gate: {max_gmac: 0.5}\n")
+    promote(settings, dataset)
+    assert "## Gate" in registry.version(first.name, "2").description
 
 
 def test_other_evaluation_data_is_refused(settings, dataset):
