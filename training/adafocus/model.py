@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training.adafocus.config import AdaFocusConfig
 from training.adafocus.policy import GridPolicy
 from training.backbones import build_backbone
-from training.core.cost import count_macs, count_params
+from training.core.cost import count_macs, count_params, meta_copy
 from training.layers.patches import crop_patches, origins_from_actions
 
 
@@ -90,12 +90,15 @@ class AdaFocus(nn.Module):
         )
 
     def _map_cells(self) -> int:
-        import copy
-
         side = self.config.glance_size
         with torch.no_grad():
-            meta = copy.deepcopy(self.glance).to("meta").eval()
-            return meta.features_map(torch.empty(1, 3, side, side, device="meta")).shape[-2:].numel()
+            return (
+                meta_copy(self.glance)
+                .eval()
+                .features_map(torch.empty(1, 3, side, side, device="meta"))
+                .shape[-2:]
+                .numel()
+            )
 
     # --- parts ---
 

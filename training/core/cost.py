@@ -12,7 +12,7 @@ import math
 import time
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ __all__ = [
     "expected_cost",
     "latency_ms",
     "list_models",
+    "meta_copy",
     "resolve_overrides",
 ]
 
@@ -39,6 +40,8 @@ __all__ = [
 class CostError(ValueError):
     """A model or setting that the cost command does not know; the message lists what there is."""
 
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 # --- counting ---------------------------------------------------------------------------------
 
@@ -64,7 +67,7 @@ _MORE_FORMULAS: dict[Any, Any] = {
 }
 
 
-def _to_meta(module: nn.Module) -> nn.Module:
+def meta_copy(module: ModuleT) -> ModuleT:
     """Copy the structure; every parameter and buffer is a meta tensor, so nothing large is copied."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
@@ -91,7 +94,7 @@ def count_macs(module_or_fn: Callable[..., Any], *inputs: Any) -> int:
     call = module_or_fn
     owner = module_or_fn if isinstance(module_or_fn, nn.Module) else getattr(module_or_fn, "__self__", None)
     if isinstance(owner, nn.Module):
-        replica = _to_meta(owner).eval()
+        replica = meta_copy(owner).eval()
         call = replica if owner is module_or_fn else types.MethodType(module_or_fn.__func__, replica)  # type: ignore[attr-defined]
         inputs = tree_map(lambda x: x.detach().to("meta") if isinstance(x, Tensor) else x, inputs)
     # Fused attention kernels hide their products from the counter; the MATH backend shows them. In

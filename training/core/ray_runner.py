@@ -343,7 +343,7 @@ def _progress(path: Path, title: str, enabled: bool) -> Iterator[None]:
 
     def follow() -> None:
         task = bar.add_task(title, total=1, note="starting workers")
-        last_line = time.monotonic()
+        last_line, last_step = time.monotonic(), 0
         while not stop.wait(0.5):
             try:
                 state = json.loads(path.read_text())
@@ -351,8 +351,8 @@ def _progress(path: Path, title: str, enabled: bool) -> Iterator[None]:
                 continue
             note = " ".join(f"{k.split('/')[-1]} {v:.4g}" for k, v in state["values"].items())
             bar.update(task, total=state["steps"], completed=state["step"], note=note)
-            if not console.is_terminal and time.monotonic() - last_line > 10:
-                last_line = time.monotonic()
+            if not console.is_terminal and state["step"] > last_step and time.monotonic() - last_line > 10:
+                last_line, last_step = time.monotonic(), state["step"]
                 print(f"{title}: step {state['step']}/{state['steps']} {note}", file=sys.stderr, flush=True)
 
     with bar:

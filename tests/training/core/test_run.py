@@ -137,19 +137,23 @@ def start(project: Settings, *options: str, workers: int = 0, **variables: str) 
     return subprocess.Popen(command, cwd=project.root, env=env, stderr=subprocess.PIPE, start_new_session=True)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killed_run_ends_as_an_uninterrupted_one(project):
-    edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20, eval_every=0)
+def start_and_kill(project: Settings, checkpoints: int = 1) -> None:
+    """`kill -9` of a run that has written so many checkpoints."""
     process = start(project)
-    checkpoints = project.work / "runs"
     deadline = time.monotonic() + 120
-    while len(list(checkpoints.rglob("step-*"))) < 2:
+    while len(list((project.work / "runs").rglob("step-*"))) < checkpoints:
         assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_run_ends_as_an_uninterrupted_one(project):
+    edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20, eval_every=0)
+    start_and_kill(project, checkpoints=2)
     assert not (project.runs / "tiny").exists()
     again = start(project)
     _, errors = again.communicate(timeout=300)
@@ -167,12 +171,7 @@ def test_killed_run_ends_as_an_uninterrupted_one(project):
 @pytest.mark.timeout(600)
 def test_changed_parameter_never_resumes_the_old_run(project):
     edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20)
-    process = start(project)
-    while not list((project.work / "runs").rglob("step-*")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    start_and_kill(project)
     edit(project, "adafocus_pretrain", steps=4, seed=9)
     run_stage(GLANCE, project)
     changed = model_digest(project.runs / "tiny" / GLANCE.folder / "model")
@@ -187,12 +186,7 @@ def test_changed_parameter_never_resumes_the_old_run(project):
 def test_resuming_with_another_decoder_needs_permission(project, tmp_path):
     """Killed where PyAV decodes, started again where it cannot be imported and the next rung is used (D8)."""
     edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20, eval_every=0)
-    process = start(project)
-    while not list((project.work / "runs").rglob("step-*")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    start_and_kill(project)
     (tmp_path / "broken" / "av").mkdir(parents=True)
     (tmp_path / "broken" / "av" / "__init__.py").write_text("raise ImportError('not on this machine')\n")
     elsewhere = {"PYTHONPATH": str(tmp_path / "broken")}
