@@ -321,7 +321,7 @@ def manifest_path(dataset: str, settings: Settings) -> Path:
 
 
 def write_manifest(spec: DatasetSpec, settings: Settings) -> Path:
-    """List the sources of a data set and write its manifest. Returns the file.
+    """List the sources of a data set, write its manifest, and its class names beside it. Returns the manifest.
 
     Raises:
         ReaderError: a source is not as the specification says.
@@ -332,6 +332,7 @@ def write_manifest(spec: DatasetSpec, settings: Settings) -> Path:
     for warning in listing.warnings:
         log.warning("%s: %s", spec.name, warning)
     path = manifest_path(spec.name, settings)
+    write_atomically(path.with_suffix(".labels.txt"), "".join(f"{name}\n" for name in class_names(spec)).encode())
     write_atomically(path, manifest_bytes(listing.rows))
     return path
 

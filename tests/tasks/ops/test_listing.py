@@ -78,6 +78,7 @@ def test_manifest_round_trip_with_odd_names(tmp_path: Path) -> None:
         data = (tmp_path / "raw" / row.path).read_bytes()
         assert (row.size, row.checksum) == (len(data), hashlib.sha256(data).hexdigest())
     assert manifest_bytes(rows) == path.read_bytes()
+    assert path.with_suffix(".labels.txt").read_text().splitlines() == list(spec.labels)
 
 
 def test_same_sources_same_bytes_wherever_they_are(tmp_path: Path) -> None:
