@@ -152,7 +152,7 @@ def start_and_kill(project: Settings, checkpoints: int = 1) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_run_ends_as_an_uninterrupted_one(project):
-    edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20, eval_every=0)
+    edit(project, "adafocus_pretrain", steps=200, checkpoint_every=10, eval_every=0)
     start_and_kill(project, checkpoints=2)
     assert not (project.runs / "tiny").exists()
     again = start(project)
@@ -170,7 +170,7 @@ def test_killed_run_ends_as_an_uninterrupted_one(project):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_changed_parameter_never_resumes_the_old_run(project):
-    edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20)
+    edit(project, "adafocus_pretrain", steps=200, checkpoint_every=10)
     start_and_kill(project)
     edit(project, "adafocus_pretrain", steps=4, seed=9)
     run_stage(GLANCE, project)
@@ -185,7 +185,7 @@ def test_changed_parameter_never_resumes_the_old_run(project):
 @pytest.mark.timeout(600)
 def test_resuming_with_another_decoder_needs_permission(project, tmp_path):
     """Killed where PyAV decodes, started again where it cannot be imported and the next rung is used (D8)."""
-    edit(project, "adafocus_pretrain", steps=400, checkpoint_every=20, eval_every=0)
+    edit(project, "adafocus_pretrain", steps=200, checkpoint_every=10, eval_every=0)
     start_and_kill(project)
     (tmp_path / "broken" / "av").mkdir(parents=True)
     (tmp_path / "broken" / "av" / "__init__.py").write_text("raise ImportError('not on this machine')\n")
@@ -202,5 +202,5 @@ def test_resuming_with_another_decoder_needs_permission(project, tmp_path):
     _, errors = allowed.communicate(timeout=300)
     assert allowed.returncode == 0, errors.decode()
     output = project.runs / "tiny" / GLANCE.folder
-    assert json.loads((output / "run.json").read_text())["fit"]["resumed_from"] >= 20
+    assert json.loads((output / "run.json").read_text())["fit"]["resumed_from"] >= 10
     assert json.loads((output / "config.json").read_text())["data"]["decoder"] == "opencv"
