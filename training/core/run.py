@@ -116,10 +116,12 @@ def run_stage(
             else:
                 raise ConfigError(f"stage kind {resolved.stage.kind!r} of {ref} has no runner")
         except BaseException as error:
+            _log_workers(run, work)
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         result = work / "result"
         (result / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        _log_workers(run, work)
         _finish_tracking(run, resolved, result)
         _publish(result, output)
         info = {
@@ -236,6 +238,12 @@ def _start_tracking(
         params={"config": config},
         resume_tag=("input_digest", input_digest),
     )
+
+
+def _log_workers(run: Any, work: Path) -> None:
+    """Keep what the workers said (which weights fitted, parameter groups, resumed steps): `work` will be removed."""
+    for path in sorted(work.glob("worker-*.log")):
+        run.log_artifact(path, "logs")
 
 
 def _finish_tracking(run: Any, resolved: Resolved, result: Path) -> None:

@@ -19,6 +19,7 @@ from training.core.config import ConfigError
 from training.core.evaluate import Predictions
 from training.core.run import resolve, run_stage
 from training.core.stage import StageRef
+from training.core.tracking import download_artifacts
 
 PARAMS = Path(__file__).parents[2] / "params.tiny.yaml"
 
@@ -59,6 +60,9 @@ def test_outputs_of_a_fit(project):
     assert loaded.classes == ("blue", "green", "red")
     assert json.loads((output / "config.json").read_text())["net"] == "glance"
     assert not list((project.work / "runs").rglob("checkpoints")), "work of a finished stage must go"
+    run_id = json.loads((output / "run.json").read_text())["run_id"]
+    log = download_artifacts(project, run_id, "logs/worker-0.log", project.root / "log").read_text()
+    assert "parameter group" in log
 
 
 def test_same_inputs_give_the_same_bytes(project, tmp_path):
