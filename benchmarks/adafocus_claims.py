@@ -91,6 +91,8 @@ def _job(
         tracking=None,
         source_digest=source_digest(),
         cpus=cpus,
+        root=str(Path.cwd()),
+        allow_decoder_change=False,
     )
 
 

@@ -46,7 +46,7 @@ def spec_of(root: Path, per_shard: int) -> DatasetSpec:
 
 def make_videos(folder: Path, count: int) -> list[Path]:
     """Ten different pictures with noise and a tone, 480 × 360, under `count` names."""
-    paths = []
+    paths: list[Path] = []
     for number in range(count):
         path = folder / f"v{number}.mp4"
         if number < 10:
@@ -104,7 +104,7 @@ def below(pid: int) -> dict[int, float]:
 
 def ingest(paths: list[Path], spec: DatasetSpec, root: Path) -> dict[str, float]:
     """Return seconds of an ingest: processor, wall, and both until the first video was finished."""
-    settings = Settings(root=root, progress=False, RAY_ADDRESS=None)
+    settings = Settings(root=root, progress=False).model_copy(update={"ray_address": None})
     videos = [
         ListedVideo("all", p.stem, p.name, "a", "train", p.stem, None, None, p.stat().st_size, sha256_of(p))
         for p in paths

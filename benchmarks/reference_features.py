@@ -108,7 +108,7 @@ def main() -> None:
     network = load_network(options.weights)
     networks = {"imported": network, "shuffled": shuffled(network)}
     for net in networks.values():
-        net.to(memory_format=torch.channels_last)
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with (options.data / "manifest.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["subset"] in options.subsets]
     print(f"mean accuracy over {options.seeds} seeds of folds (lowest … highest): by group; by clip", flush=True)
