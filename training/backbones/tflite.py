@@ -328,7 +328,8 @@ def convert(source: Path, target: Path) -> WeightReport:
         WeightError: see `read_graph` and `mobilenetv2_state`.
     """
     network, report = load_mobilenetv2(source)
-    metadata = {"source": source.name, "padding": "tf_same", "normalise": "symmetric"}
+    # One entry: of several, the library writes the order at random, and the file's checksum shall say what it is.
+    metadata = {"made_from": f"{source.name}; use with padding tf_same, normalise symmetric, norms fixed"}
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:

@@ -1,5 +1,6 @@
 """TFLite import: a written file comes back, foreign files are refused, and the real one is a working net."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -54,9 +55,14 @@ def test_written_file_comes_back(folded, write_tflite, tmp_path, per_channel):
 def test_command_writes_safetensors(folded, write_tflite, tmp_path, capsys):
     source, target = write_tflite(folded, tmp_path / "net.tflite"), tmp_path / "out" / "net.safetensors"
     main([str(source), str(target)])
-    assert "all tensors fit" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all tensors fit" in printed
     with safetensors.safe_open(target, "pt") as file:
-        assert file.metadata()["padding"] == "tf_same"
+        assert "padding tf_same" in file.metadata()["made_from"]
+    checksum = hashlib.sha256(target.read_bytes()).hexdigest()
+    assert checksum in printed
+    main([str(source), str(target)])
+    assert hashlib.sha256(target.read_bytes()).hexdigest() == checksum
     fresh = MobileNetV2(num_classes=10, width=0.35, padding="tf_same").eval()
     assert load_weights(fresh, target).complete
     x = torch.randn(1, 3, 32, 32)

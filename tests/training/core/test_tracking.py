@@ -1,6 +1,6 @@
 import math
-import multiprocessing
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from training.core.tracking import (
     start_run,
 )
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Settings:
@@ -27,24 +29,34 @@ def settings(tmp_path_factory) -> Settings:
     return settings
 
 
-def log_something(root: Path, name: str) -> None:
-    """Open the store, whether or not it exists, and log a run: what a stage does first."""
-    settings = Settings(root=root, mlflow_tracking_uri=None)
+FOUR_AT_ONCE = """
+import multiprocessing, sys
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store  # once, before the processes part
+from infra.settings import Settings
+from training.core.tracking import start_run
+
+def log_something(name):  # what a stage does first
+    settings = Settings(root=Path(sys.argv[1]), mlflow_tracking_uri=None)
     run = start_run(settings, experiment="adafocus", name=name, tags={"stage": "x"}, params={"a": 1})
     run.log_metrics({"loss": 1.0}, 1)
     run.finish()
 
+context = multiprocessing.get_context("fork")
+children = [context.Process(target=log_something, args=(f"n{i}",)) for i in range(4)]
+for child in children:
+    child.start()
+for child in children:
+    child.join(80)
+sys.exit([child.exitcode for child in children] != [0, 0, 0, 0])
+"""
+
 
 def test_four_processes_may_create_the_store_at_once(tmp_path):
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 -- imported once, before the processes part
-
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=log_something, args=(tmp_path, f"n{i}")) for i in range(4)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(80)
-    assert [child.exitcode for child in children] == [0, 0, 0, 0]
+    # In a process of its own: a fork of pytest's would inherit whatever other tests have opened and started.
+    command = [sys.executable, "-c", FOUR_AT_ONCE, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=85, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
     runs = find_runs(Settings(root=tmp_path, mlflow_tracking_uri=None), {"stage": "x"}, finished=True)
     assert sorted(run.name for run in runs) == ["n0", "n1", "n2", "n3"]
     assert not list(tmp_path.glob("mlflow.db.new*"))
