@@ -82,7 +82,10 @@ def run(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "ray"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    output = run_stage(StageRef.parse(instance), Settings(), overrides, allow_decoder_change=allow_decoder_change)
+    settings = Settings()
+    if allow_decoder_change:
+        settings = settings.model_copy(update={"allow_decoder_change": True})
+    output = run_stage(StageRef.parse(instance), settings, overrides)
     print(f"{instance}: outputs in {output}", file=sys.stderr)
 
 

@@ -175,7 +175,7 @@ class ClipLoader:
             if not self._allow_decoder_change:
                 raise LoaderStateError(
                     f"{change}, which may give other pixels; make {state['decoder']!r} work here or pass "
-                    "--allow-decoder-change"
+                    "--allow-decoder-change (`dvc repro` takes FOVEA_ALLOW_DECODER_CHANGE=1)"
                 )
             log.warning("%s, as allowed", change)
         place = self._source.place(int(state["position"]))

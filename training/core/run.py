@@ -74,13 +74,10 @@ def resolve(ref: StageRef, settings: Settings, overrides: list[str] | None = Non
     return Resolved(ref, stage, config, paths, asked, bool(overrides))
 
 
-def run_stage(
-    ref: StageRef, settings: Settings, overrides: list[str] | None = None, *, allow_decoder_change: bool = False
-) -> Path:
+def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = None) -> Path:
     """Run one instance and return the folder of its outputs.
 
     With overrides the outputs go to `scratch/` and the run is tagged: they can never pass for a DVC output.
-    `allow_decoder_change` lets a fit go on from a checkpoint that another rung of the decoder ladder made (D8).
 
     Raises:
         ConfigError: see `resolve`.
@@ -110,7 +107,7 @@ def run_stage(
         run = _start_tracking(resolved, settings, asked, index, upstream, input_digest)
         try:
             if resolved.stage.kind == "fit":
-                _fit(resolved, settings, config, index, work, input_digest, run, allow_decoder_change)
+                _fit(resolved, settings, config, index, work, input_digest, run)
             elif resolved.stage.kind == "evaluate":
                 _evaluate(resolved, settings, index, work)
             else:
@@ -156,7 +153,6 @@ def _fit(
     work: Path,
     input_digest: str,
     run: Any,
-    allow_decoder_change: bool,
 ) -> None:
     job = FitJob(
         stage=resolved.stage.name,
@@ -171,7 +167,7 @@ def _fit(
         tracking={"uri": settings.tracking_uri, "run_id": run.run_id},
         source_digest=source_digest(),
         cpus=settings.train_cpus_per_worker,
-        allow_decoder_change=allow_decoder_change,
+        allow_decoder_change=settings.allow_decoder_change,
     )
     if (work / "result" / "metrics.json").exists():
         log.info("%s: the fit of these inputs has already finished; publishing its result", resolved.ref)
