@@ -92,13 +92,8 @@ class AdaFocus(nn.Module):
     def _map_cells(self) -> int:
         side = self.config.glance_size
         with torch.no_grad():
-            return (
-                meta_copy(self.glance)
-                .eval()
-                .features_map(torch.empty(1, 3, side, side, device="meta"))
-                .shape[-2:]
-                .numel()
-            )
+            maps = meta_copy(self.glance).eval().features_map(torch.empty(1, 3, side, side, device="meta"))
+        return maps.shape[-2:].numel()
 
     # --- parts ---
 
