@@ -1,4 +1,4 @@
-"""What tests of several folders share: Prefect's server, work pool, deployments and worker as real processes."""
+"""What tests of several folders share: Prefect's services as real processes, and an S3 server."""
 
 import os
 import signal
@@ -104,3 +104,26 @@ def start_services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
     yield start
     for services in started:
         services.end()
+
+
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    """Address of a real S3 server (moto) on loopback, with credentials for it in the environment.
+
+    All moto servers of one process share their state: each module takes a bucket of its own name.
+    """
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "dummy")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.delenv("AWS_PROFILE", raising=False)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        try:
+            host, port = server.get_host_and_port()
+            yield f"http://{host}:{port}"
+        finally:
+            server.stop()

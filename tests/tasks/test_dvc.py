@@ -162,49 +162,33 @@ def test_push_and_pull(root: Path, tmp_path: Path) -> None:
     assert (root / "a").read_text() == "one\n"
 
 
-def test_push_and_pull_to_s3(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real S3 server (moto) on loopback; the bytes come back from it and from nowhere else."""
+def test_push_and_pull_to_s3(root: Path, s3_url: str) -> None:
+    """The bytes come back from a real S3 server (moto) on loopback and from nowhere else."""
     import shutil
 
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "dummy",
-        "AWS_SECRET_ACCESS_KEY": "dummy",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        client = boto3.client("s3", endpoint_url=url)
-        client.create_bucket(Bucket="dvc-store")
-        for command in (
-            ["remote", "add", "-d", "cloud", "s3://dvc-store/fovea"],
-            ["remote", "modify", "cloud", "endpointurl", url],
-        ):
-            subprocess.run(dvc.command(*command), cwd=root, check=True, env=dvc.environment())
-        dvc.repro(root, "first")
-        dvc.push(root, ["first"])
-        stored = [item["Key"] for item in client.list_objects_v2(Bucket="dvc-store")["Contents"]]
-        assert any(key.startswith("fovea/files/md5/") for key in stored)
-        (root / "a").unlink()
-        shutil.rmtree(root / ".dvc/cache")
+    client = boto3.client("s3", endpoint_url=s3_url)
+    client.create_bucket(Bucket="dvc-store")
+    for command in (
+        ["remote", "add", "-d", "cloud", "s3://dvc-store/fovea"],
+        ["remote", "modify", "cloud", "endpointurl", s3_url],
+    ):
+        subprocess.run(dvc.command(*command), cwd=root, check=True, env=dvc.environment())
+    dvc.repro(root, "first")
+    dvc.push(root, ["first"])
+    stored = [item["Key"] for item in client.list_objects_v2(Bucket="dvc-store")["Contents"]]
+    assert any(key.startswith("fovea/files/md5/") for key in stored)
+    (root / "a").unlink()
+    shutil.rmtree(root / ".dvc/cache")
+    dvc.pull(root, ["first"])
+    assert (root / "a").read_text() == "one\n"
+    for key in stored:  # the control: with an empty bucket nothing can come back
+        client.delete_object(Bucket="dvc-store", Key=key)
+    (root / "a").unlink()
+    shutil.rmtree(root / ".dvc/cache")
+    with pytest.raises(dvc.DvcError):
         dvc.pull(root, ["first"])
-        assert (root / "a").read_text() == "one\n"
-        for key in stored:  # the control: with an empty bucket nothing can come back
-            client.delete_object(Bucket="dvc-store", Key=key)
-        (root / "a").unlink()
-        shutil.rmtree(root / ".dvc/cache")
-        with pytest.raises(dvc.DvcError):
-            dvc.pull(root, ["first"])
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize(

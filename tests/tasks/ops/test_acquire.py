@@ -12,33 +12,16 @@ CONTENT = os.urandom(3 << 20)
 
 
 @pytest.fixture(scope="module")
-def s3_server(tmp_path_factory):
-    """A real S3 server (moto) on loopback with one bucket."""
-    from moto.server import ThreadedMotoServer
+def s3_server(s3_url):
+    """The S3 server with one bucket."""
+    import boto3
 
-    names = {
-        "AWS_ACCESS_KEY_ID": "dummy",
-        "AWS_SECRET_ACCESS_KEY": "dummy",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(name, value)
-        patch.delenv("AWS_PROFILE", raising=False)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        import boto3
-
-        client = boto3.client("s3", endpoint_url=url)
-        client.create_bucket(Bucket="videos")
-        for key in ("set/a/1.mp4", "set/a/2 #?.MP4", "set/b/.hidden.mp4", "set/b/notes.txt", "settled/3.mp4"):
-            client.put_object(Bucket="videos", Key=key, Body=CONTENT)
-        yield url
-        server.stop()
-        acquire._client.cache_clear()
+    client = boto3.client("s3", endpoint_url=s3_url)
+    client.create_bucket(Bucket="videos")
+    for key in ("set/a/1.mp4", "set/a/2 #?.MP4", "set/b/.hidden.mp4", "set/b/notes.txt", "settled/3.mp4"):
+        client.put_object(Bucket="videos", Key=key, Body=CONTENT)
+    yield s3_url
+    acquire._client.cache_clear()
 
 
 def md5() -> str:

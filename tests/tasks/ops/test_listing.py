@@ -242,33 +242,17 @@ def test_foreign_manifest_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def s3_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Settings for a real S3 server (moto) on loopback whose bucket `listed` holds three objects.
-
-    The bucket is this module's own: all moto servers of one process share their state.
-    """
+def s3_settings(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings for the S3 server, whose bucket `listed` holds three objects."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "dummy")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.delenv("AWS_PROFILE", raising=False)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        try:
-            host, port = server.get_host_and_port()
-            url = f"http://{host}:{port}"
-            patch.setenv("AWS_ENDPOINT_URL", url)
-            client = boto3.client("s3", endpoint_url=url)
-            client.create_bucket(Bucket="listed")
-            for name in ("set/run/a b.mp4", "set/jump/é.mp4", "other/run/c.mp4"):
-                client.put_object(Bucket="listed", Key=name, Body=name.encode())
-            yield Settings(root=tmp_path_factory.mktemp("s3"), progress=False)
-        finally:
-            server.stop()
+        patch.setenv("AWS_ENDPOINT_URL", s3_url)
+        client = boto3.client("s3", endpoint_url=s3_url)
+        client.create_bucket(Bucket="listed")
+        for name in ("set/run/a b.mp4", "set/jump/é.mp4", "other/run/c.mp4"):
+            client.put_object(Bucket="listed", Key=name, Body=name.encode())
+        yield Settings(root=tmp_path_factory.mktemp("s3"), progress=False)
 
 
 def test_remote_folder_and_urls(s3_settings: Settings) -> None:

@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -252,26 +252,14 @@ def test_a_folder_without_index_and_labels_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket on a local S3 server."""
+def s3_bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bucket on the local S3 server."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    for name, value in {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
     bucket = boto3.resource("s3").Bucket("clips")
     bucket.create()
-    yield bucket
-    server.stop()
+    return bucket
 
 
 @pytest.mark.slow
