@@ -41,7 +41,7 @@ def run_chain(params: dict[str, Any], shards: Path, out: Path, seed: int, cpus: 
     for stage in all_stages().values():
         if not stage.name.startswith("adafocus_"):
             continue
-        for ref in stage.instances("claims"):
+        for ref in stage.instances("claims", Path.cwd()):
             values = dict(params[stage.name])
             values |= {field: params[section] for field, section in stage.shared.items()}
             values |= dict(zip(stage.matrix, ref.items, strict=True))
@@ -52,7 +52,7 @@ def run_chain(params: dict[str, Any], shards: Path, out: Path, seed: int, cpus: 
             started = time.perf_counter()
             if stage.kind == "fit":
                 train_worker(asdict(_job(ref, values, list(classes), shards, upstream, out, cpus)))
-                note = out / ref.folder / "fatal.txt"
+                note = out / ref.slug / "fatal.txt"
                 if note.exists():
                     raise RuntimeError(note.read_text())
             else:
@@ -64,7 +64,7 @@ def run_chain(params: dict[str, Any], shards: Path, out: Path, seed: int, cpus: 
                 loader.close()
                 result.predictions.save(out / "predictions.npz")
                 metrics = result.metrics
-            seconds[ref.folder] = time.perf_counter() - started
+            seconds[ref.slug] = time.perf_counter() - started
     return {"seed": seed, "metrics": metrics, "seconds": seconds, "predictions": str(out / "predictions.npz")}
 
 
@@ -77,7 +77,7 @@ def _job(
     out: Path,
     cpus: int,
 ) -> FitJob:
-    work = out / ref.folder
+    work = out / ref.slug
     work.mkdir(parents=True, exist_ok=True)
     return FitJob(
         stage=ref.stage,

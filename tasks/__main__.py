@@ -96,6 +96,9 @@ def init(
     val: Annotated[float, typer.Option(help="Share of validation samples.")] = 0.15,
     test: Annotated[float, typer.Option(help="Share of test samples.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    system: Annotated[
+        list[str] | None, typer.Option(help="System to run on it (params/templates); repeatable; default: adafocus.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     force: Annotated[bool, typer.Option(help="Replace existing files of this name.")] = False,
 ) -> None:
@@ -108,16 +111,34 @@ def init(
     settings = Settings()
     rules = dict(_rule(rule) for rule in where or ())
     options = Options(path_column, label_column, group_column, split_column, rules, root)
-    proposal = propose(Request(target, name, options, val, test, seed, force), settings)
+    systems = tuple(dict.fromkeys(system or ["adafocus"]))
+    proposal = propose(Request(target, name, options, val, test, seed, force, systems), settings)
     _print_proposal(proposal)
     if not yes and sys.stdin.isatty() and not typer.confirm(f"Write {relative(proposal.spec_file)}?", default=True):
         raise typer.Exit(1)
-    for path in write_proposal(proposal, settings, force):
+    for path in write_proposal(proposal, settings, force, systems):
         print(f"wrote {relative(path)}")
     print(f"wrote {relative(_make_page(proposal.spec.name, settings, proposal.sizes))}")
     print("\nNext:")
     for command in next_commands(proposal.spec.name):
         print(f"  {command}")
+
+
+@data_app.command("add-system")
+def add_system(
+    dataset: Annotated[str, typer.Argument(help="A data set that is set up.")],
+    system: Annotated[list[str], typer.Argument(help="Systems to run on it, as in params/templates.")],
+) -> None:
+    """Let further systems run on a data set: adds their settings to its params file and its name to params.yaml."""
+    from infra.settings import Settings
+    from tasks.ops.init import add_systems
+    from tasks.ops.init_text import relative
+
+    changed = add_systems(dataset, system, Settings())
+    for path in changed:
+        print(f"wrote {relative(path)}")
+    if not changed:
+        print(f"{', '.join(system)} already run on {dataset}")
 
 
 def _rule(text: str) -> tuple[str, str]:

@@ -199,13 +199,30 @@ def test_dvc_reads_the_same_parameters_from_python_as_python() -> None:
 
 
 def test_sections_of_the_demo_are_the_stages() -> None:
-    from training.registry import all_stages
+    from training.registry import all_stages, family_of
 
-    for dataset in yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]:
+    lists = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for dataset in lists["datasets"]:
         sections = set(yaml.safe_load((ROOT / f"params/{dataset}.yaml").read_text()))
-        stages = all_stages()
-        shared = {name for stage in stages.values() for name in stage.shared.values()}
-        assert sections - {"synthetic"} == set(stages) | shared
+        stages = [stage for stage in all_stages().values() if dataset in lists[family_of(stage.name)]]
+        shared = {name for stage in stages for name in stage.shared.values()}
+        assert sections - {"synthetic"} == {stage.name for stage in stages} | shared
+
+
+def test_each_family_has_a_template_and_a_list_of_data_sets() -> None:
+    from training.core.config import validate
+    from training.registry import FAMILIES, all_stages, family_of
+
+    lists = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for family in FAMILIES:
+        assert isinstance(lists[family], list)
+        template = yaml.safe_load((ROOT / f"params/templates/{family}.yaml").read_text())
+        stages = [stage for stage in all_stages().values() if family_of(stage.name) == family]
+        assert set(template) == {stage.name for stage in stages} | {s for g in stages for s in g.shared.values()}
+        for stage in stages:
+            for ref in stage.instances("any", ROOT):
+                values = template[stage.name] | {f: template[s] for f, s in stage.shared.items()}
+                validate(stage.config, values | dict(zip(stage.matrix, ref.items, strict=True)), str(ref))
 
 
 def test_data_stages_of_the_flow_are_those_of_the_file() -> None:

@@ -32,14 +32,15 @@ def list_(
         return
     import yaml
 
-    from training.registry import all_stages
+    from training.registry import all_stages, family_of
 
-    datasets = yaml.safe_load((Settings().root / "params.yaml").read_text())["datasets"]
+    root = Settings().root
+    lists = yaml.safe_load((root / "params.yaml").read_text())
     rows = [
         {"stage": str(ref), "kind": stage.kind, "metric": stage.metric, "upstream": list(stage.upstream)}
-        for dataset in datasets
         for stage in all_stages().values()
-        for ref in stage.instances(dataset)
+        for dataset in lists.get(family_of(stage.name), [])
+        for ref in stage.instances(dataset, root)
     ]
     if as_json:
         print(json.dumps(rows, indent=1))

@@ -35,6 +35,8 @@ class Request:
     test: float
     seed: int
     force: bool = False
+    systems: tuple[str, ...] = ("adafocus",)
+    """Systems that shall run on the data set: each has a template of its sections in params/templates."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def propose(request: Request, settings: Settings) -> Proposal:
                 raise FileExistsError(f"{path} exists; give another --name, or --force to replace it")
     shown = Shown(settings.root)
     layout = guess_layout(target, request.options, shown)
+    templates(request.systems, settings)  # an unknown system is named before the videos are looked at
     labels = raw_labels(layout, settings.root, target)
     reasons = [f"layout: {layout.source.kind}; {reason}" for reason in layout.reasons]
     reasons += [
@@ -195,8 +198,16 @@ def propose_clip(facts: Sequence[VideoFacts]) -> tuple[ClipPolicy, list[str]]:
     return ClipPolicy(representation="mp4", short_side=side, fps=fps, audio=audio), told  # type: ignore[arg-type]
 
 
-def write_proposal(proposal: Proposal, settings: Settings, force: bool = False) -> list[Path]:
+def write_proposal(
+    proposal: Proposal, settings: Settings, force: bool = False, systems: Sequence[str] = ("adafocus",)
+) -> list[Path]:
     """Write specification, label file and parameters, and add the data set to params.yaml.
+
+    Args:
+        proposal: what to write.
+        settings: where the project is.
+        force: replace an existing params file.
+        systems: systems that shall run on the data set.
 
     Returns:
         The files written or changed.
@@ -210,36 +221,88 @@ def write_proposal(proposal: Proposal, settings: Settings, force: bool = False) 
         written.append(proposal.label_file)
     write_atomically(proposal.spec_file, proposal.spec_text.encode("utf-8"))
     written.append(proposal.spec_file)
-    template = settings.root / "params" / "tiny.yaml"
     params = settings.root / "params" / f"{proposal.spec.name}.yaml"
-    if template.exists() and (force or not params.exists()):
-        write_atomically(params, template.read_bytes())
-        written.append(params)
-    matrix = settings.root / "params.yaml"
-    if matrix.exists():
-        before = matrix.read_text(encoding="utf-8")
-        after = add_dataset(before, proposal.spec.name, matrix)
-        if after != before:
-            write_atomically(matrix, after.encode("utf-8"))
-            written.append(matrix)
-    return written
+    if force or not params.exists():
+        write_atomically(params, PARAMS_HEAD.format(name=proposal.spec.name).encode("utf-8"))
+    return list(dict.fromkeys([*written, *add_systems(proposal.spec.name, systems, settings)]))
 
 
-def add_dataset(text: str, name: str, path: Path) -> str:
-    """Return params.yaml with one more entry in `datasets:`; comments and order stay.
+PARAMS_HEAD = """# Settings of the systems on the data set {name}, one section per stage. Every value is part of the
+# result: change one, and DVC reruns what depends on it.
+"""
+
+
+def templates(systems: Sequence[str], settings: Settings) -> dict[str, str]:
+    """Return the template of each system's sections.
+
+    Raises:
+        InitError: a system without a template; the message lists those that have one.
+    """
+    folder = settings.root / "params" / "templates"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    unknown = [name for name in systems if name not in known]
+    if unknown:
+        raise InitError(
+            f"no system {', '.join(map(repr, unknown))}; there are: {', '.join(known) or 'none'} ({folder})"
+        )
+    return {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in systems}
+
+
+def add_systems(dataset: str, systems: Sequence[str], settings: Settings) -> list[Path]:
+    """Let systems run on a data set: their sections in its params file, its name in their lists of params.yaml.
+
+    Sections that the file already has stay as they are.
+
+    Returns:
+        The files written or changed.
+
+    Raises:
+        InitError: unknown system, no params file, one that has only some of a system's sections, or a params.yaml that
+            cannot be extended safely.
+    """
+    params, matrix = settings.root / "params" / f"{dataset}.yaml", settings.root / "params.yaml"
+    if not params.exists():
+        raise InitError(f"{params} does not exist; `fovea data init` sets a data set up")
+    before = {path: path.read_text(encoding="utf-8") for path in (params, matrix) if path.exists()}
+    after = dict(before)
+    for system, text in templates(systems, settings).items():
+        present = set(yaml.safe_load(after[params]) or {})
+        sections = set(yaml.safe_load(text))
+        if not sections & present:
+            after[params] = f"{after[params].rstrip()}\n\n{text}"
+        elif not sections <= present:
+            lacking = ", ".join(sorted(sections - present))
+            raise InitError(f"{params} has some sections of {system} and lacks {lacking}; complete it by hand")
+    if matrix in after:
+        for key in ("datasets", *systems):
+            after[matrix] = add_dataset(after[matrix], dataset, matrix, key)
+    changed = [path for path in after if after[path] != before[path]]
+    for path in changed:
+        write_atomically(path, after[path].encode("utf-8"))
+    return changed
+
+
+def add_dataset(text: str, name: str, path: Path, key: str = "datasets") -> str:
+    """Return params.yaml with one more entry in a list of data sets; comments and order stay.
+
+    Args:
+        text: params.yaml.
+        name: the data set.
+        path: for messages.
+        key: `datasets`, or a system.
 
     Raises:
         InitError: there is no such list, or it is written in a way that cannot be extended line by line.
     """
     old = yaml.safe_load(text)
-    known = old.get("datasets") if isinstance(old, dict) else None
+    known = old.get(key) if isinstance(old, dict) else None
     if not isinstance(known, list):
-        raise InitError(f"{path}: has no list `datasets`; add `datasets: [{name}]` by hand")
+        raise InitError(f"{path}: has no list `{key}`; add `{key}: [{name}]` by hand")
     if name in known:
         return text
-    flow = re.search(r"(?m)^datasets:[ \t]*\[([^\]]*)\]", text)
+    flow = re.search(rf"(?m)^{key}:[ \t]*\[([^\]]*)\]", text)
     block = re.search(
-        r"(?m)^datasets:[^\n]*\n(?:[ \t]*(?:#[^\n]*)?\n)*(?:([ \t]*)-[ \t][^\n]*(?:\n|\Z)(?:[ \t]*#[^\n]*\n)*)+", text
+        rf"(?m)^{key}:[^\n]*\n(?:[ \t]*(?:#[^\n]*)?\n)*(?:([ \t]*)-[ \t][^\n]*(?:\n|\Z)(?:[ \t]*#[^\n]*\n)*)+", text
     )
     if flow:
         inside = flow[1].strip().rstrip(",")
@@ -253,6 +316,6 @@ def add_dataset(text: str, name: str, path: Path) -> str:
         loaded = yaml.safe_load(new)
     except yaml.YAMLError:
         loaded = None
-    if loaded != {**old, "datasets": [*known, name]}:
-        raise InitError(f"{path}: add `- {name}` to `datasets` by hand; the list is written in an unusual way")
+    if loaded != {**old, key: [*known, name]}:
+        raise InitError(f"{path}: add `- {name}` to `{key}` by hand; the list is written in an unusual way")
     return new

@@ -106,7 +106,7 @@ def test_kill_of_dvc_in_the_middle_of_a_fit(project: Path, reproduced: dict) -> 
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
         run(project, env, *command)
-        info = json.loads((project / "runs/demo/adafocus_pretrain-glance/run.json").read_text())
+        info = json.loads((project / "runs/demo/adafocus_pretrain/glance/run.json").read_text())
         assert info["fit"]["resumed_from"] >= 10
         assert info["fit"]["steps"] == 300
     finally:

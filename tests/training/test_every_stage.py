@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(300)  # the first test pays for the whole chain
 PARAMS = Path(__file__).parents[1] / "params.tiny.yaml"
 GOLDEN = Path(__file__).parents[1] / "golden"
 STAGES = all_stages()
-INSTANCES = [str(ref) for stage in STAGES.values() for ref in stage.instances("tiny")]
+INSTANCES = [str(ref) for stage in STAGES.values() for ref in stage.instances("tiny", PARAMS.parent)]
 FITS = [name for name in INSTANCES if STAGES[StageRef.parse(name).stage].kind == "fit"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_specs.schema import Strict
 
@@ -37,14 +37,44 @@ class TransformConfig(Strict):
 
     size: int = Field(ge=8)
     """Side of the square network input, pixels."""
-    train_crop: Literal["multiscale", "random", "center"]
-    """`multiscale`: sides from {1, .875, .75, .66} of the short side, 13 anchors (AdaFocus §1.5)."""
+    train_crop: Literal["multiscale", "random", "center", "area"]
+    """`multiscale`: sides from {1, .875, .75, .66} of the short side, 13 anchors (AdaFocus §1.5); `area`: a box of
+    random area and aspect ratio (scale jitter, Inception), see `area` and `aspect`."""
+    area: tuple[float, float] | None = None
+    """Only for `area`: least and largest share of the frame's area, e.g. [0.08, 1]."""
+    aspect: tuple[float, float] | None = None
+    """Only for `area`: least and largest width / height of the box, e.g. [0.5, 2]."""
     eval_short_side: int = Field(ge=8)
-    """Short side before the centre crop of `size` at evaluation, pixels (256 for 224)."""
+    """Short side before the centre crop at evaluation, pixels (256 for 224)."""
+    eval_size: int | None = Field(default=None, ge=8)
+    """Side of the crop at evaluation, pixels; None: `size`."""
+    eval_crops: Literal[1, 3] = 1
+    """Crops per clip at evaluation: the centre, or start, centre and end along the longer side."""
     flip: bool
     """Horizontal flip with p = 0.5 in training; off where direction is the label."""
-    normalise: Literal["imagenet", "symmetric"]
-    """`imagenet`: mean and std of ImageNet; `symmetric`: to [-1, 1]."""
+    normalise: Literal["imagenet", "symmetric", "unit"]
+    """`imagenet`: mean and std of ImageNet; `symmetric`: to [-1, 1]; `unit`: to [0, 1]."""
+
+    @property
+    def eval_side(self) -> int:
+        """Side of the network input at evaluation, pixels."""
+        return self.eval_size or self.size
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TransformConfig":
+        if self.eval_short_side < self.eval_side:
+            raise ValueError(
+                f"eval_short_side {self.eval_short_side} is smaller than the centre crop of {self.eval_side}, which "
+                "would not fit into the clip"
+            )
+        for name, bounds in (("area", self.area), ("aspect", self.aspect)):
+            if (self.train_crop == "area") != (bounds is not None):
+                raise ValueError(f"{name} goes with train_crop `area`, and only with it")
+            if bounds is not None and not 0 < bounds[0] <= bounds[1]:
+                raise ValueError(f"{name} must be two numbers, 0 < least ≤ largest, got {list(bounds)}")
+        if self.area is not None and self.area[1] > 1:
+            raise ValueError(f"area is a share of the frame and at most 1, got {self.area[1]}")
+        return self
 
 
 class DataConfig(Strict):
@@ -57,6 +87,10 @@ class DataConfig(Strict):
     `dense`: T frames `stride` apart, random start in training, centred in evaluation."""
     stride: int = Field(default=1, ge=1)
     """Only for `dense`."""
+    overrun: Literal["repeat", "loop"] = "repeat"
+    """Only for `dense`: beyond the end of a short video its last frame repeats, or it starts again."""
+    eval_clips: int = Field(default=1, ge=1)
+    """Only for `dense`: clips per video at evaluation, evenly spaced from its start to its end."""
     batch_size: int = Field(ge=1)
     """Clips per step over all workers."""
     transform: TransformConfig
@@ -68,6 +102,22 @@ class DataConfig(Strict):
     prefetch: int = Field(default=2, ge=1)
     """Batches decoded ahead."""
 
+    @model_validator(mode="after")
+    def _dense_only(self) -> "DataConfig":
+        if self.sampling != "dense" and (self.eval_clips > 1 or self.stride > 1 or self.overrun != "repeat"):
+            raise ValueError("stride, overrun and eval_clips go with sampling `dense`, and only with it")
+        return self
+
+    @property
+    def eval_frames(self) -> int:
+        """Frames that are decoded per video at evaluation."""
+        return self.num_frames * self.eval_clips
+
+    @property
+    def eval_views(self) -> int:
+        """Views per video at evaluation, V = clips × crops; their frames follow one another along T."""
+        return self.eval_clips * self.transform.eval_crops
+
 
 class OptimConfig(Strict):
     """Optimizer, parameter groups and learning-rate schedule."""
@@ -77,7 +127,11 @@ class OptimConfig(Strict):
     """Learning rate by parameter-group name; each system names its groups. Rate at global batch size."""
     momentum: float = 0.9
     """Only for sgd."""
+    nesterov: bool = False
+    """Only for sgd."""
     weight_decay: float = Field(ge=0)
+    decay: Literal["all", "kernels"] = "all"
+    """`kernels`: only weights of convolutions and linear layers decay, no biases and no scales of normalisation."""
     schedule: Literal["cosine", "constant"]
     warmup_steps: int = Field(ge=0)
 
@@ -93,8 +147,12 @@ class FitConfig(Strict):
     clip_grad_norm: float | None
     ema_decay: float | None
     """Decay of the exponential moving average of weights and buffers; None turns it off."""
+    ema_warmup: bool = False
+    """Let the decay grow with the steps s as min(decay, (1 + s)/(10 + s)): short runs forget their first weights."""
     precision: Literal["fp32", "bf16"]
     """bf16 autocast where the device has it; fp32 otherwise, with a log line."""
+    compile: bool = False
+    """Compile the system's networks with torch.compile (`System.networks`); the first step then takes minutes."""
     eval_every: int = Field(ge=0)
     """Steps between evaluations on `val`; 0 evaluates only at the end."""
     keep: Literal["last", "best"]

@@ -148,7 +148,8 @@ class BatchAssembler:
 
     def _canvas(self, count: int, sizes: Sequence[tuple[int, int]]) -> Tensor:
         height, width = (max(axis) for axis in zip(*sizes, strict=True))
-        shape = (count, self._config.num_frames, height, width, 3)
+        frames = self._config.num_frames if self._train else self._config.eval_frames
+        shape = (count, frames, height, width, 3)
         if self._pin:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         return torch.from_numpy(self._buffer(math.prod(shape)).reshape(shape))

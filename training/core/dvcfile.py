@@ -12,6 +12,7 @@ stages of that kind stale on purpose.
 """
 
 import ast
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from training.core.stage import Stage
+from training.core.stage import Stage, upstream_folder
 from training.registry import FAMILIES, all_stages, family_of
 
 MARKER = (
@@ -46,34 +47,58 @@ def training_entries(root: Path) -> dict[str, dict[str, Any]]:
 
 def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, Any]:
     data = "${item.data}"
-    suffix = "".join(f"-${{item.{key}}}" for key in stage.matrix)
-    run = f"runs/{data}/{stage.name}{suffix}"
-    package = FAMILIES[family_of(stage.name)]
-    sources = family_sources(root, package)
-    upstream = [f"runs/{data}/{_checked_upstream(stage, name, stages)}/model" for name in stage.upstream]
-    outs = [f"{run}/model"] if stage.kind != "evaluate" else []
+    suffix = "-".join(f"${{item.{key}}}" for key in stage.matrix)
+    run = f"runs/{data}/{stage.name}" + (f"/{suffix}" if suffix else "")
+    family = family_of(stage.name)
+    sources = family_sources(root, FAMILIES[family])
+    axes = {key: f"${{{values}}}" if isinstance(values, str) else list(values) for key, values in stage.matrix.items()}
+    params: list[dict[str, Any]] = [
+        {f"params/{data}.yaml": [stage.name, *sorted(set(stage.shared.values()))]},
+        {"training/core/stage.py": [f"CODE_VERSION.{stage.kind}"]},
+    ]
+    if stage.kind == "report":
+        # A grid that became smaller leaves all files as they are, and the report must still notice.
+        grids = {values.split(".")[0] for name in stage.upstream for values in _named_axes(stages, name)}
+        params += [{"params.yaml": sorted(grids)}] if grids else []
     return {
-        "matrix": {"data": "${datasets}", **{key: list(values) for key, values in stage.matrix.items()}},
-        "cmd": f"exec python -m training run {stage.name}@{data}{suffix}",
-        "deps": [f"data/shards/{data}", *upstream, *sources],
-        "params": [
-            {f"params/{data}.yaml": [stage.name, *sorted(set(stage.shared.values()))]},
-            {"training/core/stage.py": [f"CODE_VERSION.{stage.kind}"]},
-        ],
-        "outs": [*outs, f"{run}/config.json", f"{run}/predictions.npz"],
+        "matrix": {"data": f"${{{family}}}", **axes},
+        "cmd": f"exec python -m training run {stage.name}@{data}" + (f"-{suffix}" if suffix else ""),
+        "deps": [f"data/shards/{data}", *(_upstream(stage, name, stages) for name in stage.upstream), *sources],
+        "params": params,
+        "outs": [f"{run}/{name}" for name in OUTPUTS[stage.kind]],
         "metrics": [f"{run}/metrics.json"],
     }
 
 
-def _checked_upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> str:
-    """Return the upstream's folder name after checking that some instance has it."""
+OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "fit": ("model", "config.json", "predictions.npz"),
+    "evaluate": ("config.json", "predictions.npz"),
+    "report": ("config.json", "page.html", "report.json"),
+}
+"""Outputs of a stage by its kind, beside metrics.json."""
+
+
+def _named_axes(stages: Mapping[str, Stage], name: str) -> list[str]:
+    return [values for values in stages[name].matrix.values() if isinstance(values, str)]
+
+
+def _upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> str:
+    """Return the path of what a stage reads of an upstream, after checking that there is one of that name.
+
+    A report reads every instance of a stage: its whole folder (run.json is no output and in .dvcignore).
+    """
     base, *items = name.split("-")
     if base not in stages:
         raise ValueError(f"stage {stage.name!r}: upstream {name!r} is not a registered stage")
-    known = {ref.folder for ref in stages[base].instances("any")}
-    if "-".join((base, *items)) not in known:
+    if stage.kind == "report":
+        if items:
+            raise ValueError(f"stage {stage.name!r}: a report reads all instances of {base!r}, not {name!r}")
+        return f"runs/${{item.data}}/{base}"
+    values = list(stages[base].matrix.values())
+    known = [f"{base}-{'-'.join(item)}" if item else base for item in itertools.product(*values)]
+    if any(isinstance(axis, str) for axis in values) or name not in known:
         raise ValueError(f"stage {stage.name!r}: upstream {name!r} must be one of {', '.join(sorted(known))}")
-    return name
+    return f"runs/${{item.data}}/{upstream_folder(name)}/model"
 
 
 def family_sources(root: Path, package: str) -> list[str]:

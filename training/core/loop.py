@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.core.checkpoint import Checkpoint, CheckpointError, load_newest, save_checkpoint
 from training.core.config import FitConfig
@@ -140,7 +139,7 @@ def fit(
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = system.optimizers(config.optim)
     schedules = {name: build_schedule(opt, config.optim, config.steps) for name, opt in optimizers.items()}
-    ema = _new_average(system, config.ema_decay) if config.ema_decay is not None else None
+    ema = MovingAverage(system, config.ema_decay, warmup=config.ema_warmup) if config.ema_decay is not None else None
     best: float | None = None
     best_weights: dict[str, Tensor] | None = None
     start = 0
@@ -157,6 +156,9 @@ def fit(
         for row in (row for opt in optimizers.values() for row in describe_groups(opt)):
             log.info("parameter group %s", row)
 
+    if config.compile:
+        for network in system.networks():
+            network.compile()
     wrapped = hooks.wrap(system)
     context = _Context(wrapped, optimizers, config, precision_context(config.precision, device))
     batches = iter(loader)
@@ -170,7 +172,7 @@ def fit(
         for schedule in schedules.values():
             schedule.step()
         if ema is not None:
-            ema.update_parameters(system)
+            ema.update(system)
         step += 1
         window.add(logs)
         due = _Due(step, config)
@@ -185,7 +187,7 @@ def fit(
             rates = {f"lr/{g.get('name', name)}": g["lr"] for name, o in optimizers.items() for g in o.param_groups}
             hooks.log(step, {**{f"train/{k}": v for k, v in values.items()}, **rates})
         if due.evaluation and evaluate is not None:
-            chosen = _averaged(ema) if ema is not None else system
+            chosen = ema.module if ema is not None else system
             metrics = evaluate(chosen)
             hooks.log(step, metrics)
             value = metrics[metric]
@@ -197,7 +199,7 @@ def fit(
             state = _state(system, optimizers, schedules, ema, best_weights)
             save_checkpoint(hooks.checkpoints, Checkpoint(step, state, loader.state_dict(), best))
     group.barrier()
-    final = _averaged(ema) if ema is not None else system
+    final = ema.module if ema is not None else system
     weights = best_weights if config.keep == "best" and best_weights is not None else _copy_state(final)
     return FitReport(steps=step, resumed_from=start, best=best, weights=weights)
 
@@ -285,15 +287,50 @@ class _Window:
         return values
 
 
-def _new_average(system: System, decay: float) -> AveragedModel:
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(system, multi_avg_fn=average, use_buffers=True)
+class MovingAverage:
+    """Exponential moving average of a system's weights and buffers: batch norm statistics are averaged, not copied.
+
+    Starts as a copy of the system after the first step. `torch.optim.swa_utils.AveragedModel` computes the same, but
+    its counter makes every step wait for the device.
+    """
+
+    def __init__(self, system: System, decay: float, *, warmup: bool = False) -> None:
+        self.module = copy.deepcopy(system)
+        self.module.requires_grad_(False)
+        self.decay = decay
+        self.warmup = warmup
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, system: System) -> None:
+        """Move towards the system's present weights by 1 - decay."""
+        share = 1.0
+        if self.steps > 0:
+            share = 1 - (min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warmup else self.decay)
+        floats: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for mean, value in zip(_tensors(self.module), _tensors(system), strict=True):
+            if mean.is_floating_point() and share < 1:
+                floats[0].append(mean)
+                floats[1].append(value)
+            else:
+                mean.copy_(value)
+        if floats[0]:
+            torch._foreach_lerp_(*floats, share)
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return averages and step count."""
+        return {"steps": self.steps, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.module.load_state_dict(state["module"])
+        self.steps = int(state["steps"])
 
 
-def _averaged(ema: AveragedModel) -> System:
-    module = ema.module
-    assert isinstance(module, System)
-    return module
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _copy_state(system: System) -> dict[str, Tensor]:
@@ -304,7 +341,7 @@ def _state(
     system: System,
     optimizers: dict[str, torch.optim.Optimizer],
     schedules: Mapping[str, torch.optim.lr_scheduler.LRScheduler],
-    ema: AveragedModel | None,
+    ema: MovingAverage | None,
     best_weights: dict[str, Tensor] | None,
 ) -> dict[str, Any]:
     return {
@@ -321,7 +358,7 @@ def _restore(
     system: System,
     optimizers: dict[str, torch.optim.Optimizer],
     schedules: Mapping[str, torch.optim.lr_scheduler.LRScheduler],
-    ema: AveragedModel | None,
+    ema: MovingAverage | None,
 ) -> None:
     state = checkpoint.state
     system.load_state_dict(state["system"])

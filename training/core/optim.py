@@ -61,16 +61,21 @@ def build_optimizer(groups: dict[str, list[nn.Parameter]], config: OptimConfig) 
                     f"{owner[id(parameter)]!r} and {name!r}"
                 )
             owner[id(parameter)] = name
-    described: list[dict[str, Any]] = [
-        {"params": parameters, "lr": config.lr[name], "name": name} for name, parameters in groups.items()
-    ]
+    described: list[dict[str, Any]] = []
+    for name, parameters in groups.items():
+        rate = config.lr[name]
+        kernels = [p for p in parameters if config.decay == "all" or p.dim() > 1]
+        others = [p for p in parameters if config.decay == "kernels" and p.dim() <= 1]
+        described += [{"params": kernels, "lr": rate, "name": name}] if kernels else []
+        # Biases and the scales of normalisation are the parameters with one axis.
+        described += [{"params": others, "lr": rate, "name": f"{name}/1d", "weight_decay": 0.0}] if others else []
     everything = [parameter for parameters in groups.values() for parameter in parameters]
     options: dict[str, Any] = {"weight_decay": config.weight_decay}
     # One kernel for all tensors; elsewhere torch chooses between foreach and a loop itself.
     if all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in everything):
         options["fused"] = True
     if config.name == "sgd":
-        return torch.optim.SGD(described, momentum=config.momentum, **options)
+        return torch.optim.SGD(described, momentum=config.momentum, nesterov=config.nesterov, **options)
     if config.name == "adam":
         return torch.optim.Adam(described, **options)
     return torch.optim.AdamW(described, **options)

@@ -286,7 +286,7 @@ def evaluations(settings: Settings, dataset: str) -> list[tuple[str, StageRef]]:
         (family_of(stage.name), ref)
         for stage in all_stages().values()
         if stage.kind == "evaluate" and stage.subject is not None
-        for ref in stage.instances(dataset)
+        for ref in stage.instances(dataset, settings.root)
         if paths_of(stage, ref, settings).predictions.exists()
     ]
 

@@ -27,7 +27,7 @@ from training.core.config import ConfigError, StageConfig, apply_overrides, load
 from training.core.data import open_loader, resolve_decoder
 from training.core.evaluate import Evaluation, evaluate_shards, measure_latency
 from training.core.ray_runner import FitJob, run_fit, source_digest
-from training.core.stage import CODE_VERSION, Stage, StageInputs, StagePaths, StageRef, paths_of
+from training.core.stage import CODE_VERSION, Report, Stage, StageInputs, StagePaths, StageRef, paths_of
 from training.core.system import System
 from training.registry import all_stages, family_of
 
@@ -57,10 +57,10 @@ def resolve(ref: StageRef, settings: Settings, overrides: list[str] | None = Non
     if ref.stage not in stages:
         raise ConfigError(f"unknown stage {ref.stage!r}; known: {', '.join(stages)}")
     stage = stages[ref.stage]
-    known = stage.instances(ref.dataset)
+    known = stage.instances(ref.dataset, settings.root)
     if ref not in known:
         raise ConfigError(f"{ref} is not an instance of {stage.name}; there are: {', '.join(map(str, known))}")
-    paths = paths_of(stage, ref, settings)
+    paths = paths_of(stage, ref, settings, stages)
     values = load_section(paths.params, stage.name)
     values |= {name: load_section(paths.params, section) for name, section in stage.shared.items()}
     values |= dict(zip(stage.matrix, ref.items, strict=True))
@@ -101,7 +101,7 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
         settings.root.absolute() / "scratch" / ref.dataset / ref.folder if resolved.overridden else resolved.paths.run
     )
     with stage_lock(settings.work / f"{ref}.lock"):
-        work = settings.work.absolute() / "runs" / f"{ref.dataset}-{ref.folder}" / input_digest
+        work = settings.work.absolute() / "runs" / f"{ref.dataset}-{ref.slug}" / input_digest
         work.mkdir(parents=True, exist_ok=True)
         started = time.time()
         run = _start_tracking(resolved, settings, asked, index, upstream, input_digest)
@@ -110,6 +110,8 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
                 _fit(resolved, settings, config, index, work, input_digest, run)
             elif resolved.stage.kind == "evaluate":
                 _evaluate(resolved, settings, index, work)
+            elif resolved.stage.kind == "report":
+                _report(resolved, index, work / "result")
             else:
                 raise ConfigError(f"stage kind {resolved.stage.kind!r} of {ref} has no runner")
         except BaseException as error:
@@ -139,10 +141,16 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
 def _upstream_digests(paths: StagePaths) -> dict[str, str]:
     digests = {}
     for name, folder in paths.upstream.items():
-        if not folder.exists():
-            raise FileNotFoundError(f"{folder} is missing: run the upstream stage {name!r} first (`dvc repro` does)")
-        digests[name] = model_digest(folder)
+        digests[name] = model_digest(_present(folder, name))
+    for name, folders in paths.results.items():
+        digests[name] = digest([sha256_of(_present(folder / "metrics.json", name)) for folder in folders])
     return digests
+
+
+def _present(path: Path, upstream: str) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run the upstream stage {upstream!r} first (`dvc repro` does)")
+    return path
 
 
 def _fit(
@@ -157,7 +165,7 @@ def _fit(
     job = FitJob(
         stage=resolved.stage.name,
         dataset=resolved.ref.dataset,
-        name=f"{resolved.ref.dataset}-{resolved.ref.folder}-{input_digest}",
+        name=f"{resolved.ref.dataset}-{resolved.ref.slug}-{input_digest}",
         config=config,
         classes=list(index.classes),
         root=str(settings.root.absolute()),
@@ -183,6 +191,15 @@ def _evaluate(resolved: Resolved, settings: Settings, index: ShardIndex, work: P
     evaluation = evaluate_shards(system, resolved.paths.shards, resolved.config.data, split=split, settings=settings)
     metrics = evaluation.metrics | _latency(system, resolved)
     Evaluation(metrics, evaluation.predictions).save(work / "result")
+
+
+def _report(resolved: Resolved, index: ShardIndex, result: Path) -> None:
+    result.mkdir(parents=True, exist_ok=True)
+    report: Report = resolved.stage.build(
+        StageInputs(config=resolved.config, classes=index.classes, upstream={}, results=resolved.paths.results)
+    )
+    metrics = report.write(result)
+    (result / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
 
 
 def _latency(system: System, resolved: Resolved) -> dict[str, float]:
@@ -245,9 +262,8 @@ def _log_workers(run: Any, work: Path) -> None:
 def _finish_tracking(run: Any, resolved: Resolved, result: Path) -> None:
     metrics = json.loads((result / "metrics.json").read_text())
     run.log_metrics(metrics, step=None)
-    for name in ("metrics.json", "config.json", "predictions.npz"):
-        if (result / name).exists():
-            run.log_artifact(result / name)
+    for path in sorted(path for path in result.iterdir() if path.is_file()):
+        run.log_artifact(path)
     if (result / "model").exists():
         run.set_tags({"model_digest": model_digest(result / "model")})
     run.finish("FINISHED")

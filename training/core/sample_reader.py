@@ -103,7 +103,7 @@ def load_pictures(source: Path | bytes, config: DataConfig, *, decoder: str, key
         return load_clip(source, config, decoder=decoder, key=key)
     count = len(unpack_jpgs(content))
     # As many frames as the network takes: they were chosen already.
-    places = np.arange(count) if count == config.num_frames else frame_positions(count, config, train=False, seed=0)
+    places = np.arange(count) if count == config.eval_frames else frame_positions(count, config, train=False, seed=0)
     frames = decode_jpegs(content, places, decoder)
     return RawBatch(
         frames_BTHWC=torch.from_numpy(frames)[None],

@@ -35,14 +35,16 @@ def frame_positions(num_frames: int, config: DataConfig, *, train: bool, seed: i
 
     `segments`: T equal parts, one frame each: random in training, the middle one in evaluation
     (TSN); a clip shorter than T gives its frames in order and repeats the last. `dense`: T frames
-    `stride` apart, random start in training, centred in evaluation; beyond the end the last repeats.
+    `stride` apart, with a random start in training; in evaluation one centred clip, or V = `eval_clips` clips one
+    after another, whose starts are V integers spaced evenly from 0 to length - T·stride; beyond the end the last
+    frame repeats, or the video starts again.
 
     Args:
         num_frames: length of the clip.
         seed: of this clip in this epoch (`clip_seed`); unused in evaluation.
 
     Returns:
-        (T,) int64, non-decreasing, in [0, num_frames).
+        (T,) int64 in [0, num_frames), (V·T,) in evaluation; non-decreasing within a clip that does not loop.
 
     Raises:
         ValueError: a clip without frames.
@@ -53,8 +55,14 @@ def frame_positions(num_frames: int, config: DataConfig, *, train: bool, seed: i
     steps = np.arange(count, dtype=np.int64)
     if config.sampling == "dense":
         slack = max(0, num_frames - ((count - 1) * config.stride + 1))
-        start = int(_uniform(seed, 1)[0] * (slack + 1)) if train else slack // 2
-        return np.minimum(start + steps * config.stride, num_frames - 1)
+        if train:
+            starts = np.array([int(_uniform(seed, 1)[0] * (slack + 1))])
+        elif config.eval_clips == 1:
+            starts = np.array([slack // 2])
+        else:
+            starts = np.linspace(0, max(0, num_frames - count * config.stride), config.eval_clips).astype(np.int64)
+        positions = (starts[:, None] + steps * config.stride).ravel()
+        return positions % num_frames if config.overrun == "loop" else np.minimum(positions, num_frames - 1)
     if num_frames < count:
         return np.minimum(steps, num_frames - 1)
     if not train:

@@ -4,7 +4,7 @@ Shape suffixes used in this package: B batch, T frames, C channels, H height, W 
 P patch side, G parameter group. `video_BCTHW` is float and normalised, `frames_BTHWC` is uint8.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
@@ -154,6 +154,10 @@ class System(nn.Module):
         from training.core.optim import build_optimizer
 
         return {"main": build_optimizer(self.parameter_groups(), config)}
+
+    def networks(self) -> Iterable[nn.Module]:
+        """Modules from tensors to tensors, worth compiling (`fit.compile`)."""
+        return ()
 
     def cost(self) -> dict[str, "CostRow"]:
         """Cost per video of the main model (key `main`) and of each arm, from the built network."""

@@ -10,6 +10,8 @@ All draws are hashes of `seed_B` (no generator): the same on every device, rank 
 composition. Nothing here makes the host wait for the device.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from training.core.config import TransformConfig
 from training.core.system import ClipBatch, RawBatch
 from training.layers.seeded import seeded_uniform
 
-__all__ = ["ClipTransform", "crop_boxes", "resample_clips", "source_rectangle"]
+__all__ = ["ClipTransform", "crop_boxes", "resample_clips", "source_rectangle", "three_crops"]
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 """Sides of the multi-scale crop as shares of the short side."""
@@ -34,6 +36,7 @@ ANCHORS = (
 MEAN_STD = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 STREAM = 1 << 32
@@ -47,11 +50,6 @@ class ClipTransform:
     """Turns a raw batch into the network input, without parameters or state."""
 
     def __init__(self, config: TransformConfig) -> None:
-        if config.eval_short_side < config.size:
-            raise ValueError(
-                f"transform.eval_short_side {config.eval_short_side} is smaller than transform.size {config.size}: "
-                "the centre crop would not fit into the clip"
-            )
         self.config = config
         mean, std = MEAN_STD[config.normalise]
         self._scale_shift = tuple((1 / (255 * s), -m / s) for m, s in zip(mean, std, strict=True))
@@ -62,13 +60,20 @@ class ClipTransform:
         Args:
             raw: frames on the device where the network is.
             train: random crop and flip; otherwise the centre crop without flip.
+
+        Returns:
+            The batch. With several crops at evaluation their frames follow one another along T, each crop of all
+            clips before the next crop; `box_B4` is then the centre crop.
         """
         box_B4 = crop_boxes(raw.size_B2, raw.seed_B, self.config, train=train)
+        boxes = [box_B4] if train or self.config.eval_crops == 1 else three_crops(raw.size_B2, box_B4)
+        side = self.config.size if train else self.config.eval_side
         if train and self.config.flip:
             flip_B = seeded_uniform(raw.seed_B, (1,), stream=STREAM + 1)[:, 0] < 0.5
         else:
             flip_B = torch.zeros_like(raw.valid_B)
-        video_BCTHW = resample_clips(raw.frames_BTHWC, raw.size_B2, box_B4, flip_B, self.config.size)
+        crops = [resample_clips(raw.frames_BTHWC, raw.size_B2, box, flip_B, side) for box in boxes]
+        video_BCTHW = crops[0] if len(crops) == 1 else torch.cat(crops, dim=2)
         for channel, (scale, shift) in enumerate(self._scale_shift):
             video_BCTHW[:, channel].mul_(scale).add_(shift)
         return ClipBatch(
@@ -110,14 +115,65 @@ def crop_boxes(size_B2: Tensor, seed_B: Tensor, config: TransformConfig, *, trai
         side_B2 = (short_B1 * sides_P2[(draw_B2[:, 0] * len(PAIRS)).long()]).floor().clamp_min(1)
         corner_B2 = ((size - side_B2) * quarters_A2[(draw_B2[:, 1] * len(ANCHORS)).long()]).floor()
         return torch.cat([corner_B2, side_B2], dim=1).float()
-    # Equal to scaling the short side to `eval_short_side` and cutting `size` out of that.
-    side_B2 = (short_B1 * config.size / config.eval_short_side).expand(-1, 2)
+    if crop == "area":
+        return _area_boxes(size, seed_B, config)
+    # Equal to scaling the short side to `eval_short_side` and cutting the input's side out of that.
+    side = config.size if train else config.eval_side
+    side_B2 = (short_B1 * side / config.eval_short_side).expand(-1, 2)
     if crop == "random":
         places_B2 = (size - side_B2).floor() + 1
         corner_B2 = (seeded_uniform(seed_B, (2,), stream=STREAM) * places_B2).floor()
     else:
         corner_B2 = ((size - side_B2) / 2).floor()
     return torch.cat([corner_B2, side_B2], dim=1).float()
+
+
+TRIES = 10
+"""Draws of an area crop; the first that fits into the frame is taken."""
+
+
+def _area_boxes(size_B2: Tensor, seed_B: Tensor, config: TransformConfig) -> Tensor:
+    """Draw boxes of random area and log-uniform aspect ratio (Inception); the whole frame where no draw fits.
+
+    All tries are drawn at once, so that nothing waits for the device.
+    """
+    assert config.area is not None
+    assert config.aspect is not None
+    draw_BN4 = seeded_uniform(seed_B, (TRIES, 4), stream=STREAM)
+    area_BN = size_B2.prod(dim=1, keepdim=True) * (
+        config.area[0] + draw_BN4[..., 0] * (config.area[1] - config.area[0])
+    )
+    low, high = math.log(config.aspect[0]), math.log(config.aspect[1])
+    aspect_BN = (low + draw_BN4[..., 1] * (high - low)).exp()
+    side_BN2 = torch.stack([(area_BN / aspect_BN).sqrt(), (area_BN * aspect_BN).sqrt()], dim=2).round().clamp_min(1)
+    fits_BN = (side_BN2 <= size_B2[:, None]).all(dim=2)
+    # argmax of bools gives the first True.
+    first_B11 = fits_BN.int().argmax(dim=1)[:, None, None].expand(-1, 1, 2)
+    side_B2 = torch.where(fits_BN.any(dim=1)[:, None], side_BN2.gather(1, first_B11)[:, 0], size_B2)
+    draw_B2 = draw_BN4[..., 2:].gather(1, first_B11)[:, 0]
+    corner_B2 = (draw_B2 * (size_B2 - side_B2 + 1)).floor()
+    return torch.cat([corner_B2, side_B2], dim=1).float()
+
+
+def three_crops(size_B2: Tensor, centre_B4: Tensor) -> list[Tensor]:
+    """Return the crops at the start, centre and end along the longer side of each clip (30-view testing).
+
+    Args:
+        size_B2: int64 height and width of the clips, pixels.
+        centre_B4: the centre crop.
+    """
+    free_B2 = size_B2 - centre_B4[:, 2:]
+    longer_B2 = size_B2 >= size_B2.amax(dim=1, keepdim=True)
+    # A square clip has no longer side: the width is taken.
+    longer_B2 = torch.stack([longer_B2[:, 0] & ~longer_B2[:, 1], longer_B2[:, 1]], dim=1)
+    boxes = []
+    for share in (0.0, None, 1.0):
+        if share is None:
+            boxes.append(centre_B4)
+            continue
+        corner_B2 = torch.where(longer_B2, (free_B2 * share).floor().to(centre_B4.dtype), centre_B4[:, :2])
+        boxes.append(torch.cat([corner_B2, centre_B4[:, 2:]], dim=1))
+    return boxes
 
 
 def resample_clips(frames_BTHWC: Tensor, size_B2: Tensor, box_B4: Tensor, flip_B: Tensor, side: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from training.core.checkpoint import Checkpoint, CheckpointError, load_newest, save_checkpoint
 from training.core.config import FitConfig
 from training.core.failures import TrainingDiverged
-from training.core.loop import Hooks, fit, precision_context, step_seed
+from training.core.loop import Hooks, MovingAverage, fit, precision_context, step_seed
 from training.core.system import ClipBatch, RawBatch, StepOutput, System
 
 
@@ -249,3 +249,93 @@ def test_bf16_runs_in_reduced_precision():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with precision_context("fp32", CPU)():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+# --- moving average ---------------------------------------------------------------------------
+
+
+class _Normed(System):
+    """One batch norm whose momentum is free to choose; trained by nothing."""
+
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5, momentum=momentum)
+        self.weight = nn.Parameter(torch.zeros(3))
+
+
+def test_average_of_one_batch_statistics_is_a_small_momentum() -> None:
+    """Momentum 0 in TensorFlow's terms (1 in torch's) with averaged buffers ≡ momentum 1 - decay (§6.1)."""
+    decay = 0.9
+    literal, small = _Normed(1.0), _Normed(1 - decay)
+    average = MovingAverage(literal, decay)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        x = torch.randn(16, 5, generator=generator) * 3 + 1
+        literal.norm(x)
+        small.norm(x)
+        if step == 0:  # both start from the first batch
+            small.load_state_dict(literal.state_dict())
+        average.update(literal)
+    torch.testing.assert_close(average.module.norm.running_mean, small.norm.running_mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(average.module.norm.running_var, small.norm.running_var, rtol=0, atol=1e-5)
+    # Control: without averaging the buffers are those of the last batch.
+    assert (literal.norm.running_mean - small.norm.running_mean).abs().max() > 0.05
+    assert int(average.module.norm.num_batches_tracked) == 20
+
+
+def test_average_equals_torchs_averaged_model() -> None:
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    system = _Normed(0.1)
+    ours, theirs = (
+        MovingAverage(system, 0.8),
+        AveragedModel(system, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True),
+    )
+    for step in range(6):
+        system.norm(torch.randn(8, 5, generator=torch.Generator().manual_seed(step)))
+        with torch.no_grad():
+            system.weight += step
+        ours.update(system)
+        theirs.update_parameters(system)
+    for name, value in theirs.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(ours.module.state_dict()[name], value)
+
+
+def test_warm_up_of_the_average_forgets_the_first_weights_and_resumes() -> None:
+    system = _Normed(0.1)
+    warm, cold = MovingAverage(system, 0.999, warmup=True), MovingAverage(system, 0.999)
+    for _ in range(40):
+        with torch.no_grad():
+            system.weight.copy_(torch.full((3,), 1.0 if warm.steps else 0.0))
+        warm.update(system)
+        cold.update(system)
+    expected = 0.0
+    for step in range(1, 40):
+        decay = min(0.999, (1 + step) / (10 + step))
+        expected = decay * expected + 1 - decay
+    assert warm.module.weight[0].item() == pytest.approx(expected, rel=1e-5)
+    assert expected > 0.99
+    assert cold.module.weight[0].item() < 0.05
+    again = MovingAverage(_Normed(0.1), 0.999, warmup=True)
+    again.load_state_dict(warm.state_dict())
+    again.update(system)
+    warm.update(system)
+    torch.testing.assert_close(again.module.weight, warm.module.weight)
+
+
+def test_evaluation_with_last_batch_statistics_jumps_where_averaged_ones_do_not() -> None:
+    """§7: raw one-batch statistics make a fixed net's evaluation vary from step to step."""
+    literal = _Normed(1.0)
+    average = MovingAverage(literal, 0.95)
+    probe = torch.randn(64, 5, generator=torch.Generator().manual_seed(99))
+    raw, averaged = [], []
+    for step in range(60):
+        literal.train()
+        literal.norm(torch.randn(8, 5, generator=torch.Generator().manual_seed(step)))
+        average.update(literal)
+        if step >= 20:
+            raw.append(literal.eval().norm(probe))
+            averaged.append(average.module.eval().norm(probe))
+    spread = [torch.stack(outputs).var(0).mean().item() for outputs in (raw, averaged)]
+    assert spread[0] > 8 * spread[1]

@@ -158,3 +158,32 @@ def test_same_steps_as_the_plain_optimizer(name, plain):
     for a, b in zip(ours.values(), theirs.values(), strict=True):
         assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b, strict=True))
     assert not torch.allclose(ours["head"][0], two_groups()["head"][0])
+
+
+def test_only_kernels_decay_when_asked_for():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(2, 3, 1, bias=True), nn.BatchNorm3d(3), nn.Flatten(), nn.Linear(3, 2))
+    groups = {"main": list(net.parameters())}
+    sparse = build_optimizer(groups, config(lr={"main": 0.5}, weight_decay=0.1, decay="kernels", momentum=0.0))
+    assert [(row.name, row.tensors) for row in describe_groups(sparse)] == [("main", 2), ("main/1d", 4)]
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    sparse.step()
+    for old, new in zip(before, net.parameters(), strict=True):
+        # L2 is coupled: without a gradient a step multiplies by 1 - lr·wd.
+        torch.testing.assert_close(new, old * 0.95 if new.dim() > 1 else old)
+    schedule = build_schedule(sparse, config(lr={"main": 0.5}, warmup_steps=2), 10)
+    assert {group["lr"] for group in sparse.param_groups} == {0.25}
+    sparse.step()
+    schedule.step()
+    assert {group["lr"] for group in sparse.param_groups} == {0.5}
+    # Control: by default everything decays.
+    dense = build_optimizer(groups, config(lr={"main": 0.5}, weight_decay=0.1))
+    assert [group["weight_decay"] for group in dense.param_groups] == [0.1]
+
+
+def test_nesterov_is_torchs_own():
+    for nesterov in (False, True):
+        optimizer = build_optimizer(two_groups(), config(nesterov=nesterov))
+        assert [group["nesterov"] for group in optimizer.param_groups] == [nesterov] * 2

@@ -23,7 +23,7 @@ from training.core.evaluate import Predictions
 
 PARAMS = Path(__file__).parents[2] / "params.tiny.yaml"
 INSTANCE = "adafocus_pretrain@tiny-local"
-FOLDER = "adafocus_pretrain-local"
+FOLDER = "adafocus_pretrain/local"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

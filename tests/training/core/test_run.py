@@ -47,7 +47,7 @@ def edit(settings: Settings, section: str, **fit: object) -> None:
 
 def test_outputs_of_a_fit(project):
     output = run_stage(GLANCE, project)
-    assert output == project.runs / "tiny" / "adafocus_pretrain-glance"
+    assert output == project.runs / "tiny" / "adafocus_pretrain/glance"
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["val/num_evaluated"] == 10
     assert metrics["val/num_listed"] == 11  # one listed video was rejected: it must stay visible
@@ -75,7 +75,7 @@ def test_same_inputs_give_the_same_bytes(project, tmp_path):
 
 def test_overrides_go_to_scratch(project):
     output = run_stage(GLANCE, project, ["fit.steps=2"])
-    assert output == project.root / "scratch" / "tiny" / "adafocus_pretrain-glance"
+    assert output == project.root / "scratch" / "tiny" / "adafocus_pretrain/glance"
     assert not project.runs.exists()
 
 

@@ -100,3 +100,32 @@ def test_nearest_stored_frame() -> None:
     places = nearest_stored(np.array([0, 4, 5, 6, 11, 40]), (2, 6, 10))
     assert places.tolist() == [0, 0, 1, 1, 2, 2]
     assert nearest_stored(np.array([3, 9]), (5,)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("num_frames", [100, 101, 64, 40, 8, 1])
+def test_views_are_spaced_evenly_over_the_video(num_frames: int) -> None:
+    # Eight frames every second one, ten clips: the starts of 30-view testing (§3.1 of the 3D ResNet-RS notes).
+    dense = config(sampling="dense", num_frames=8, stride=2)
+    views = dense.model_copy(update={"eval_clips": 10})
+    clips = frame_positions(num_frames, views, train=False, seed=0).reshape(10, 8)
+    starts = np.linspace(0, max(0, num_frames - 16), 10).astype(int)
+    assert (clips[:, 0] == starts).all()
+    assert (clips == np.minimum(starts[:, None] + 2 * np.arange(8), num_frames - 1)).all()
+    one = frame_positions(num_frames, dense, train=False, seed=0)
+    assert len(one) == 8
+    assert one[0] == max(0, num_frames - 15) // 2
+    assert len(frame_positions(num_frames, views, train=True, seed=0)) == 8
+
+
+def test_short_videos_loop_or_repeat_their_last_frame() -> None:
+    repeat = config(sampling="dense", num_frames=8, stride=2)
+    loop = repeat.model_copy(update={"overrun": "loop"})
+    assert frame_positions(5, loop, train=False, seed=0).tolist() == [0, 2, 4, 1, 3, 0, 2, 4]
+    assert frame_positions(5, repeat, train=False, seed=0).tolist() == [0, 2, 4, 4, 4, 4, 4, 4]
+    assert (frame_positions(30, loop, train=False, seed=0) == frame_positions(30, repeat, train=False, seed=0)).all()
+
+
+def test_settings_of_dense_clips_are_refused_with_segments() -> None:
+    for wrong in ({"eval_clips": 2}, {"stride": 2}, {"overrun": "loop"}):
+        with pytest.raises(ValueError, match="go with sampling `dense`"):
+            DataConfig(num_frames=4, sampling="segments", batch_size=1, transform=TRANSFORM, **wrong)

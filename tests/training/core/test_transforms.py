@@ -234,11 +234,6 @@ def test_autocast_outside_does_not_round_pixels() -> None:
     assert torch.equal(plain, mixed)
 
 
-def test_a_crop_larger_than_the_clip_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"eval_short_side 30 is smaller than transform\.size 32"):
-        transform(eval_short_side=30)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
@@ -258,3 +253,86 @@ def test_gpu_gives_the_same_without_waiting() -> None:
         assert torch.equal(got.box_B4.cpu(), expected.box_B4)
         assert torch.equal(got.flip_B.cpu(), expected.flip_B)
         torch.testing.assert_close(got.video_BCTHW.cpu(), expected.video_BCTHW, rtol=1e-4, atol=1e-4)
+
+
+# --- scale jitter and views -------------------------------------------------------------------
+
+
+def test_area_boxes_have_the_area_and_aspect_that_were_asked_for() -> None:
+    size, seeds = many(4000, 120, 160)
+    config = transform(train_crop="area", area=(0.08, 1.0), aspect=(0.5, 2.0)).config
+    boxes = crop_boxes(size, seeds, config, train=True)
+    y, x, height, width = boxes.unbind(1)
+    assert (boxes == boxes.floor()).all()
+    assert ((y >= 0) & (x >= 0) & (y + height <= 120) & (x + width <= 160)).all()
+    share, aspect = height * width / (120 * 160), width / height
+    # A side is rounded to a pixel, and boxes that do not fit are drawn again, which makes large ones rarer.
+    assert share.min() > 0.075
+    assert share.max() <= 1.0
+    assert aspect.min() > 0.48
+    assert aspect.max() < 2.1
+    assert 0.3 < share.mean() < 0.54
+    assert abs(float(aspect.log().median())) < 0.2
+    assert torch.equal(boxes, crop_boxes(size, seeds, config, train=True))
+    # Control: another range gives other boxes.
+    small = transform(train_crop="area", area=(0.1, 0.2), aspect=(1.0, 1.0)).config
+    other = crop_boxes(size, seeds, small, train=True)
+    assert (other[:, 2] == other[:, 3]).all()
+    assert ((other[:, 2] * other[:, 3] / (120 * 160)) < 0.21).all()
+
+
+def test_area_box_that_never_fits_is_the_whole_frame() -> None:
+    size, seeds = many(50, 20, 200)
+    config = transform(train_crop="area", area=(0.9, 1.0), aspect=(0.5, 0.6)).config
+    boxes = crop_boxes(size, seeds, config, train=True)
+    assert boxes.tolist() == [[0, 0, 20, 200]] * 50
+
+
+def test_three_crops_lie_at_start_centre_and_end_of_the_longer_side() -> None:
+    wide, high, square = (36, 96), (80, 36), (36, 36)
+    raw = raw_batch((wide, high, square))
+    single, triple = transform()(raw, train=False), transform(eval_crops=3)(raw, train=False)
+    assert triple.video_BCTHW.shape == (3, 3, 9, 32, 32)
+    assert torch.equal(triple.box_B4, single.box_B4)
+    views = triple.video_BCTHW.unflatten(2, (3, 3))
+    torch.testing.assert_close(views[:, :, 1], single.video_BCTHW)
+    expected = {0: [(2, 0), (2, 32), (2, 64)], 1: [(0, 2), (24, 2), (48, 2)], 2: [(2, 0), (2, 2), (2, 4)]}
+    flips = torch.zeros(3, dtype=torch.bool)
+    for place, corners in expected.items():
+        for view, (y, x) in enumerate(corners):
+            boxes = torch.tensor([[float(y), float(x), 32, 32]] * 3)
+            pixels = resample_clips(raw.frames_BTHWC, raw.size_B2, boxes, flips, 32)[place]
+            seen = transform().to_pixels(views[place : place + 1, :, view])[0].permute(3, 0, 1, 2)
+            assert torch.equal(seen, pixels.to(torch.uint8)), (place, view)
+
+
+def test_evaluation_may_use_a_larger_input_than_training() -> None:
+    change = transform(eval_size=48, eval_short_side=48)
+    raw = raw_batch(((48, 70), (48, 48)))
+    assert change(raw, train=False).video_BCTHW.shape[-2:] == (48, 48)
+    assert change(raw, train=True).video_BCTHW.shape[-2:] == (32, 32)
+    assert change(raw, train=False).box_B4[0].tolist() == [0, 11, 48, 48]
+
+
+def test_unit_normalisation_is_zero_to_one() -> None:
+    raw = raw_batch(((36, 36),))
+    video = transform(normalise="unit")(raw, train=False).video_BCTHW
+    assert 0 <= video.min() < 0.02
+    assert 0.98 < video.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_crop": "area", "area": (0.1, 1)}, "aspect goes with train_crop"),
+        ({"area": (0.1, 1), "aspect": (1, 1)}, "area goes with train_crop"),
+        ({"train_crop": "area", "area": (0.5, 0.1), "aspect": (1, 1)}, "0 < least ≤ largest"),
+        ({"train_crop": "area", "area": (0.5, 1.5), "aspect": (1, 1)}, "at most 1"),
+        ({"eval_short_side": 30}, "eval_short_side 30 is smaller than the centre crop of 32"),
+        ({"eval_size": 48}, "smaller than the centre crop of 48"),
+    ],
+)
+def test_transforms_that_cannot_be_are_refused(changes: dict[str, object], message: str) -> None:
+    values = {"size": 32, "train_crop": "center", "eval_short_side": 36, "flip": False, "normalise": "unit"}
+    with pytest.raises(ValueError, match=message):
+        TransformConfig.model_validate(values | changes)

@@ -10,7 +10,7 @@ import yaml
 from data_specs.load import load_spec
 from data_specs.schema import CsvSource, FolderSource, SplitPolicy
 from infra.settings import Settings
-from tasks.ops.init import InitError, Proposal, Request, add_dataset, propose, propose_clip, write_proposal
+from tasks.ops.init import InitError, Proposal, Request, add_dataset, add_systems, propose, propose_clip, write_proposal
 from tasks.ops.init_guess import Options, guess_groups
 from tasks.ops.init_text import human_bytes, samples_per_shard, table_of_splits
 from tasks.ops.survey import VideoFacts
@@ -21,9 +21,10 @@ Maker = Callable[..., None]
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     root = tmp_path / "project"
-    (root / "params").mkdir(parents=True)
-    (root / "params.yaml").write_text("# sets\ndatasets:\n- demo  # the procedural one\n")
-    (root / "params" / "tiny.yaml").write_text("# tiny\nstage: {x: 1}\n")
+    (root / "params" / "templates").mkdir(parents=True)
+    (root / "params.yaml").write_text("# sets\ndatasets:\n- demo  # the procedural one\nadafocus: [demo]\nother: []\n")
+    (root / "params" / "templates" / "adafocus.yaml").write_text("# small\nstage: {x: 1}\n")
+    (root / "params" / "templates" / "other.yaml").write_text("first: {y: 1}\nsecond: {}\n")
     monkeypatch.setenv("FOVEA_ROOT", str(root))
     return Settings(progress=False)
 
@@ -56,14 +57,36 @@ def test_class_folders_with_groups(settings: Settings, video_maker: Maker) -> No
     assert proposal.sizes is not None
     assert proposal.sizes.sampled == 6
     assert 0 < proposal.sizes.mp4 < 1e6
-    assert yaml.safe_load((settings.root / "params.yaml").read_text()) == {"datasets": ["demo", "my_clips"]}
+    both = ["demo", "my_clips"]
+    lists = yaml.safe_load((settings.root / "params.yaml").read_text())
+    assert lists == {"datasets": both, "adafocus": both, "other": []}
     assert "# the procedural one" in (settings.root / "params.yaml").read_text()
-    assert (settings.root / "params" / "my_clips.yaml").read_text().startswith("# tiny")
+    assert "# small\nstage: {x: 1}" in (settings.root / "params" / "my_clips.yaml").read_text()
     assert table_of_splits(proposal.listing.rows)[-1][0] == "all"
     with pytest.raises(FileExistsError, match=r"my_clips\.yaml exists; give another --name, or --force"):
         run(folder, settings)
     run(folder, settings, force=True)
-    assert (settings.root / "params.yaml").read_text().count("my_clips") == 1
+    assert (settings.root / "params.yaml").read_text().count("my_clips") == 2
+
+
+def test_systems_of_a_data_set(settings: Settings, video_maker: Maker) -> None:
+    folder = settings.root / "raw"
+    clips(folder, video_maker, [f"{s}/{c}/{n}.mp4" for s in ("train", "val") for c in ("a", "b") for n in range(2)])
+    with pytest.raises(InitError, match=r"no system 'othre'; there are: adafocus, other"):
+        propose(Request(folder, "two", Options(), 0.25, 0.25, 0, False, ("othre",)), settings)
+    run(folder, settings, "two")
+    params = settings.root / "params" / "two.yaml"
+    params.write_text(params.read_text().replace("{x: 1}", "{x: 2}"))
+    assert add_systems("two", ["other"], settings) == [params, settings.root / "params.yaml"]
+    assert yaml.safe_load(params.read_text()) == {"stage": {"x": 2}, "first": {"y": 1}, "second": {}}
+    assert yaml.safe_load((settings.root / "params.yaml").read_text())["other"] == ["two"]
+    assert add_systems("two", ["other", "adafocus"], settings) == []
+    params.write_text("first: {y: 3}\n")
+    with pytest.raises(InitError, match="lacks second"):
+        add_systems("two", ["other"], settings)
+    assert params.read_text() == "first: {y: 3}\n"
+    with pytest.raises(InitError, match=r"nowhere\.yaml does not exist"):
+        add_systems("nowhere", ["other"], settings)
 
 
 def test_split_folders(settings: Settings, video_maker: Maker) -> None:

@@ -182,7 +182,7 @@ class Project:
         (root / "data" / "manifests" / "demo.csv").write_text("part,key\n" + "main,a\n" * 138)
         self._stages = {stage.name: stage for stage in STAGES}
         for net in ("glance", "local"):
-            self._save("adafocus_pretrain", {"net": net}, f"adafocus_pretrain-{net}", None)
+            self._save("adafocus_pretrain", {"net": net}, f"adafocus_pretrain/{net}", None)
 
     def write_shards(self, seed: int) -> None:
         """Write the shards: the same keys with other pictures for another seed, the same bytes for the same one."""

@@ -70,7 +70,7 @@ def test_round_trip_notices_other_weights(registered, stored, clips, tmp_path):
     """Negative control: another model in the saved folder gives other scores."""
     moved = tmp_path / "model"
     shutil.copytree(stored, moved)
-    other = registered.settings.runs / "demo" / "adafocus_pretrain-local" / "model"
+    other = registered.settings.runs / "demo" / "adafocus_pretrain/local" / "model"
     shutil.rmtree(moved / "artifacts" / "model")
     shutil.copytree(other, moved / "artifacts" / "model")
     result = round_trip(moved, clips[0], clips[1], clips[2])
