@@ -136,7 +136,7 @@ def fit(
     hooks = hooks or Hooks()
     group = hooks.group
     system.to(device)
-    system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _channels_last(system)
     optimizers = system.optimizers(config.optim)
     schedules = {name: build_schedule(opt, config.optim, config.steps) for name, opt in optimizers.items()}
     ema = MovingAverage(system, config.ema_decay, warmup=config.ema_warmup) if config.ema_decay is not None else None
@@ -285,6 +285,14 @@ class _Window:
         values["data_wait_share"] = self.data_s / max(elapsed, 1e-9)
         self._reset()
         return values
+
+
+def _channels_last(system: System) -> None:
+    """Put the weights of 2-D and 3-D convolutions into channels-last memory, which their fast kernels want."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in system.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
 
 
 class MovingAverage:

@@ -205,13 +205,16 @@ def load_weights(
     return report
 
 
-def load_published(module: nn.Module, file: WeightsFile, root: Path, *, ignore: Sequence[str] = ()) -> WeightReport:
+def load_published(
+    module: nn.Module, file: WeightsFile, root: Path, *, rename: Rename | None = None, ignore: Sequence[str] = ()
+) -> WeightReport:
     """Copy published weights into a network, strictly, after comparing the file with its checksum.
 
     Args:
         module: the network.
         file: path and checksum, as a params file names them.
         root: folder that a relative path starts from.
+        rename: from the names of the file's layout, see `load_weights`.
         ignore: patterns of names that may be missing or extra, e.g. of the head.
 
     Raises:
@@ -223,7 +226,7 @@ def load_published(module: nn.Module, file: WeightsFile, root: Path, *, ignore: 
     actual = sha256_of(path)
     if actual != file.sha256:
         raise WeightError(f"{path} has the sha256 {actual}, the params file says {file.sha256}")
-    return load_weights(module, path, ignore=ignore)
+    return load_weights(module, path, rename=rename, ignore=ignore)
 
 
 def _renamed(state: Mapping[str, Tensor], rename: Rename, source: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -1,0 +1,131 @@
+"""The stage that reads what grid and search left, and writes the scaling page."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.backbones.resnet3d_layout import BLOCKS, conv_macs
+from training.core.evaluate import Predictions
+from training.core.pages import write_text
+from training.resnet_rs.config import ScalingConfig
+from training.resnet_rs.records import Record, RecordError
+from training.resnet_rs.scaling import Allowed, analyse
+from training.resnet_rs.scaling_page import render
+
+
+class ScalingReport:
+    """Implements `training.core.stage.Report`.
+
+    Args:
+        config: the stage's config.
+        classes: class names of the data set.
+        results: stage → run folders of its instances: `resnet_rs_grid` and `resnet_rs_search`.
+    """
+
+    def __init__(self, config: ScalingConfig, classes: tuple[str, ...], results: Mapping[str, tuple[Path, ...]]) -> None:
+        self.config = config
+        self.num_classes = len(classes)
+        self.results = results
+
+    def write(self, folder: Path) -> dict[str, float]:
+        """Write `page.html` and `report.json`; return the figures.
+
+        Raises:
+            RecordError: trainings that cannot be compared.
+        """
+        records = list(self.records())
+        scaling = analyse(
+            records,
+            self.cost,
+            Allowed(depth=tuple(sorted(BLOCKS)), width=tuple(sorted({record.width for record in records}))),
+            resamples=self.config.bootstrap,
+            seed=self.config.seed,
+        )
+        write_text(folder / "report.json", scaling.to_json())
+        write_text(folder / "page.html", render(scaling, records, title=f"Scaling of 3D ResNet-RS: {self.dataset}"))
+        return scaling.metrics()
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set: that of the folder in which all its stages lie."""
+        return self.results["resnet_rs_search"][0].parent.name
+
+    def cost(self, depth: int, frames: int, size: int, width: float) -> float:
+        """Return the cost of one view of a net of the model section with other axes, GMAC."""
+        layout = self.config.model.model_copy(update={"depth": depth, "width": width}).layout()
+        return conv_macs(layout, frames, size, self.num_classes) / 1e9
+
+    def records(self) -> Iterator[Record]:
+        """Yield the trainings of the grid, then those of the search."""
+        for folder in self.results["resnet_rs_grid"]:
+            yield grid_record(folder)
+        for folder in self.results["resnet_rs_search"]:
+            yield from search_records(folder)
+
+
+def grid_record(folder: Path) -> Record:
+    """Read a point of the grid from its run folder."""
+    config = json.loads((folder / "config.json").read_text())
+    key, label, correct = _clips(folder / "predictions.npz")
+    return Record(
+        name=folder.name,
+        source="grid",
+        level="",
+        **{axis: config[axis] for axis in ("depth", "frames", "size", "width", "seed")},
+        **_measured(folder, config),
+        key=key,
+        label=label,
+        correct=correct,
+        steps=config["fit"]["steps"],
+        status="finished",
+    )
+
+
+def search_records(folder: Path) -> Iterator[Record]:
+    """Yield the trials of a search; failed ones have nothing to show, and trials.json names their errors."""
+    none: NDArray[Any] = np.zeros(0)
+    for row in json.loads((folder / "trials.json").read_text()):
+        if row["status"] == "failed" or row["value"] is None:
+            continue
+        finished = row["status"] == "finished"
+        facts = row["facts"]
+        arrays = (none.astype(str), none.astype(np.int64), none.astype(bool))
+        key, label, correct = _clips(folder / "trials" / row["name"] / "predictions.npz") if finished else arrays
+        yield Record(
+            name=row["name"],
+            source="search",
+            level=row["group"],
+            **{name: int(facts[name]) for name in ("depth", "frames", "size", "pool_t", "seed")},
+            **{name: facts[name] for name in ("width", "temporal", "se_ratio", "gmac")},
+            params=int(facts["params"]),
+            key=key,
+            label=label,
+            correct=correct,
+            steps=row["steps"],
+            status=row["status"],
+            last_top1=None if finished else row["value"],
+        )
+
+
+def _measured(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    views = config["data"]["eval_clips"] * config["data"]["transform"]["eval_crops"]
+    model = config["model"]
+    return {
+        "gmac": metrics["val/gmac_per_video"] / views,
+        "params": int(metrics["val/params"]),
+        **{name: model[name] for name in ("pool_t", "temporal", "se_ratio")},
+    }
+
+
+def _clips(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return keys, labels and whether the top class is the label."""
+    predictions = Predictions.load(path)
+    if predictions.label.ndim != 1:
+        raise RecordError(f"{path}: labels of shape {predictions.label.shape} have no top-1")
+    correct = np.asarray(predictions.scores.argmax(axis=1) == predictions.label)
+    return predictions.key, predictions.label, correct
