@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from training.core.stage import Stage
+from training.core.stage import Kind, Stage
 from training.registry import FAMILIES, all_stages, family_of
 
 MARKER = (
@@ -38,6 +38,15 @@ LISTING = "tasks/ops/listing.py"
 """What the listing and its readers do shows in the manifest, which is a dependency itself."""
 
 
+OUTPUTS: Mapping[Kind, tuple[str, ...]] = {
+    "fit": ("model", "config.json", "predictions.npz"),
+    "evaluate": ("config.json", "predictions.npz"),
+    "search": ("config.json", "trials.json", "trials"),
+    "export": ("model", "config.json", "predictions.npz"),
+}
+"""Kind of stage → what it leaves in its run folder, beside metrics.json."""
+
+
 def training_entries(root: Path) -> dict[str, dict[str, Any]]:
     """Return the `stages:` entries of dvc.yaml for every registered stage, in registration order."""
     stages = all_stages()
@@ -51,7 +60,6 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, A
     package = FAMILIES[family_of(stage.name)]
     sources = family_sources(root, package)
     upstream = [f"runs/{data}/{_checked_upstream(stage, name, stages)}/model" for name in stage.upstream]
-    outs = [f"{run}/model"] if stage.kind != "evaluate" else []
     return {
         "matrix": {"data": "${datasets}", **{key: list(values) for key, values in stage.matrix.items()}},
         "cmd": f"exec python -m training run {stage.name}@{data}{suffix}",
@@ -60,7 +68,7 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, A
             {f"params/{data}.yaml": [stage.name, *sorted(set(stage.shared.values()))]},
             {"training/core/stage.py": [f"CODE_VERSION.{stage.kind}"]},
         ],
-        "outs": [*outs, f"{run}/config.json", f"{run}/predictions.npz"],
+        "outs": [f"{run}/{name}" for name in OUTPUTS[stage.kind]],
         "metrics": [f"{run}/metrics.json"],
     }
 

@@ -13,13 +13,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from infra.settings import Settings
 from training.core.config import ConfigError, StageConfig
-
-if TYPE_CHECKING:
-    from training.core.system import System
 
 Kind = Literal["fit", "evaluate", "search", "export"]
 
@@ -35,8 +32,8 @@ class Stage:
     """`<family>_<step>`."""
     kind: Kind
     config: type[StageConfig]
-    build: Callable[["StageInputs"], "System"]
-    """Makes the system from config, classes and upstream models."""
+    build: Callable[["StageInputs"], Any]
+    """Makes the system from config, classes and upstream models; of a search stage its `Search`."""
     upstream: tuple[str, ...] = ()
     """Stages whose model this one reads: a stage name, with `-<item>` for one item of a matrix."""
     matrix: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
