@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """One GPU per worker; None: if this machine has one."""
     train_max_failures: int = 3
     """How often a fit is restarted from its last checkpoint after a worker or node died."""
+    search_trials: int | None = Field(default=None, ge=1)
+    """Trials of a search that train at the same time; None: as many as the machine or the cluster has room for."""
     allow_decoder_change: bool = False
     """Resume a checkpoint that another rung of the decoder ladder made (D8); also through `dvc repro`."""
     device: str | None = None

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from training.core.stage import Stage, upstream_folder
+from training.core.stage import Kind, Stage, upstream_folder
 from training.registry import FAMILIES, all_stages, family_of
 
 MARKER = (
@@ -37,6 +37,15 @@ SHARDS_ENTRY = "tasks/ops/shards.py"
 """The sources that this one imports within `tasks.ops` decide what is in a shard."""
 LISTING = "tasks/ops/listing.py"
 """What the listing and its readers do shows in the manifest, which is a dependency itself."""
+
+
+OUTPUTS: Mapping[Kind, tuple[str, ...]] = {
+    "fit": ("model", "config.json", "predictions.npz"),
+    "evaluate": ("config.json", "predictions.npz"),
+    "search": ("config.json", "trials.json", "trials"),
+    "report": ("config.json", "page.html", "report.json"),
+}
+"""Kind of stage → what it leaves in its run folder, beside metrics.json."""
 
 
 def training_entries(root: Path) -> dict[str, dict[str, Any]]:
@@ -68,14 +77,6 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, A
         "outs": [f"{run}/{name}" for name in OUTPUTS[stage.kind]],
         "metrics": [f"{run}/metrics.json"],
     }
-
-
-OUTPUTS: Mapping[str, tuple[str, ...]] = {
-    "fit": ("model", "config.json", "predictions.npz"),
-    "evaluate": ("config.json", "predictions.npz"),
-    "report": ("config.json", "page.html", "report.json"),
-}
-"""Outputs of a stage by its kind, beside metrics.json."""
 
 
 def _named_axes(stages: Mapping[str, Stage], name: str) -> list[str]:

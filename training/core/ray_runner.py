@@ -11,9 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -34,8 +31,9 @@ from training.core.distributed import Group
 from training.core.evaluate import evaluate
 from training.core.failures import StageFailed
 from training.core.loop import Hooks, fit
+from training.core.progress import progress_bar, write_progress
 from training.core.stage import StageInputs
-from training.core.system import System
+from training.core.system import Logger, System
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +83,7 @@ def run_fit(job: FitJob, settings: Settings) -> None:
     """
     note = Path(job.work) / "fatal.txt"
     note.unlink(missing_ok=True)
-    with _progress(Path(job.work) / "progress.json", job.stage, settings.progress):
+    with progress_bar(Path(job.work) / "progress.json", job.stage, settings.progress):
         try:
             if settings.train_workers == 0:
                 train_worker(asdict(job))
@@ -100,13 +98,17 @@ def run_fit(job: FitJob, settings: Settings) -> None:
         raise StageFailed(f"training of {job.name} failed: {message}")
 
 
-def _run_on_ray(job: FitJob, settings: Settings) -> None:
+@contextlib.contextmanager
+def ray_session(settings: Settings, num_cpus: int | None = None) -> Iterator[None]:
+    """Join the cluster of the settings, or start a Ray of this machine that ends with the block.
+
+    Args:
+        settings: says which cluster.
+        num_cpus: CPUs that a Ray of this machine offers; None: as many as it has.
+    """
     apply_defaults()  # before Ray is imported, in whatever way this process was started
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    gpu = torch.cuda.is_available() if settings.train_gpu is None else settings.train_gpu
     if settings.ray_address:
         ray.init(address=settings.ray_address, logging_level=logging.WARNING, log_to_driver=False)
     elif not ray.is_initialized():
@@ -115,20 +117,35 @@ def _run_on_ray(job: FitJob, settings: Settings) -> None:
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         ray.init(
             address="local",
-            num_cpus=settings.train_workers * settings.train_cpus_per_worker,
+            num_cpus=num_cpus,
             include_dashboard=False,
             logging_level=logging.ERROR,
             # Without the dashboard one of Ray's actors complains every second; workers log to a file instead.
             log_to_driver=False,
         )
     try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_resources(settings: Settings) -> dict[str, float]:
+    """Return what Ray sets aside for one training process, under Ray's names."""
+    gpu = torch.cuda.is_available() if settings.train_gpu is None else settings.train_gpu
+    return {"CPU": settings.train_cpus_per_worker, **({"GPU": 1} if gpu else {})}
+
+
+def _run_on_ray(job: FitJob, settings: Settings) -> None:
+    with ray_session(settings, settings.train_workers * settings.train_cpus_per_worker):
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        resources = worker_resources(settings)
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=asdict(job),
             scaling_config=ScalingConfig(
-                num_workers=settings.train_workers,
-                use_gpu=gpu,
-                resources_per_worker={"CPU": settings.train_cpus_per_worker, **({"GPU": 1} if gpu else {})},
+                num_workers=settings.train_workers, use_gpu="GPU" in resources, resources_per_worker=resources
             ),
             run_config=RunConfig(
                 name=job.name,
@@ -137,32 +154,40 @@ def _run_on_ray(job: FitJob, settings: Settings) -> None:
             ),
         )
         trainer.fit()
-    finally:
-        ray.shutdown()
 
 
 FATAL = (ValueError, TypeError, LookupError, AssertionError, OSError, ImportError, StageFailed)
 """Errors that a restart would only repeat, unlike a peer that died in a collective."""
 
 
-def train_worker(values: dict[str, Any]) -> None:
-    """Entry of every worker; an error that a restart cannot mend ends the fit instead of repeating it."""
+def train_worker(values: dict[str, Any], after_evaluation: Logger | None = None) -> None:
+    """Entry of every worker; an error that a restart cannot mend ends the fit instead of repeating it.
+
+    Args:
+        values: a `FitJob` as a dict.
+        after_evaluation: called on rank 0 with (step, metrics) after each evaluation of the fit.
+    """
     job = FitJob(**values)
     note = Path(job.work) / "fatal.txt"
     if note.exists():  # a restart after such an error: nothing to do but to end
         return
     group = _group()
     try:
-        _train(job, group)
+        with _log_to_file(Path(job.work) / f"worker-{group.rank}.log"):
+            _train(job, group, after_evaluation)
     except FATAL as error:
-        note.write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+        note_error(note, error)
         if group.world > 1:  # the others may wait in a collective; only a restart of the group frees them
             raise
 
 
-def _train(job: FitJob, group: Group) -> None:
+def note_error(note: Path, error: BaseException) -> None:
+    """Write the error that is being handled: its message, an empty line, the stack trace."""
+    note.write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+
+
+def _train(job: FitJob, group: Group, after_evaluation: Logger | None) -> None:
     """Build, fit, evaluate, write the result (rank 0)."""
-    _log_to_file(Path(job.work) / f"worker-{group.rank}.log")
     here = source_digest()
     log.info("training from %s (%s), rank %d of %d", training.__file__, here, group.rank, group.world)
     if here != job.source_digest:
@@ -203,7 +228,14 @@ def _train(job: FitJob, group: Group) -> None:
         ) as val:
             return evaluate(candidate, val, split=split, device=device, precision=fit_config.precision, group=group)
 
-    metrics_logger = _logger(job, work, fit_config.steps) if group.rank == 0 else (lambda step, values: None)
+    write_metrics = _logger(job, work, fit_config.steps) if group.rank == 0 else (lambda step, values: None)
+
+    def log_metrics(step: int, values: dict[str, float]) -> None:
+        write_metrics(step, values)
+        # An evaluation, unlike what the loop logs of the training itself, has the primary metric.
+        if after_evaluation is not None and group.rank == 0 and stage.metric in values:
+            after_evaluation(step, values)
+
     try:
         report = fit(
             system,
@@ -213,9 +245,7 @@ def _train(job: FitJob, group: Group) -> None:
             evaluate=lambda candidate: run_evaluation(candidate, "val").metrics,
             metric=stage.metric,
             mode=stage.mode,
-            hooks=Hooks(
-                wrap=_wrapper(group, device), log=metrics_logger, checkpoints=work / "checkpoints", group=group
-            ),
+            hooks=Hooks(wrap=_wrapper(group, device), log=log_metrics, checkpoints=work / "checkpoints", group=group),
         )
     finally:
         loader.close()
@@ -236,16 +266,24 @@ def _train(job: FitJob, group: Group) -> None:
         final.predictions.save(result / "predictions.npz")
         metrics = {**final.metrics, "train/steps": float(report.steps)}
         (work / "fit.json").write_text(json.dumps({"steps": report.steps, "resumed_from": report.resumed_from}))
-        (result / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+        # Last and by a rename: where it exists, the fit is over.
+        (result / ".metrics.tmp").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+        os.replace(result / ".metrics.tmp", result / "metrics.json")
     group.barrier()
 
 
-def _log_to_file(path: Path) -> None:
+@contextlib.contextmanager
+def _log_to_file(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.getLogger("training")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    try:
+        yield
+    finally:  # one process may train several times
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def _train_loader(job: FitJob, data: DataConfig, config: FitConfig, group: Group, *, pin: bool) -> ClipLoader:
@@ -310,56 +348,7 @@ def _logger(job: FitJob, work: Path, steps: int) -> Callable[[int, dict[str, flo
     def write(step: int, values: dict[str, float]) -> None:
         if run is not None:
             run.log_metrics(values, step=step)
-        shown = {k: values[k] for k in ("train/loss", "train/reward", "train/clips_per_s", "val/top1") if k in values}
-        temporary = work / ".progress.tmp"
-        temporary.write_text(json.dumps({"step": step, "steps": steps, "values": shown, "time": time.time()}))
-        os.replace(temporary, work / "progress.json")
+        keys = ("train/loss", "train/reward", "train/clips_per_s", "val/top1")
+        write_progress(work / "progress.json", step, steps, {key: values[key] for key in keys if key in values})
 
     return write
-
-
-@contextlib.contextmanager
-def _progress(path: Path, title: str, enabled: bool) -> Iterator[None]:
-    """Draw the worker's progress file as a bar, or as a line every 10 s where stderr is no terminal."""
-    if not enabled:
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    console = Console(stderr=True)
-    stop = threading.Event()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-    def follow() -> None:
-        task = bar.add_task(title, total=1, note="starting workers")
-        last_line, last_step = time.monotonic(), 0
-        while not stop.wait(0.5):
-            try:
-                state = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue
-            note = " ".join(f"{k.split('/')[-1]} {v:.4g}" for k, v in state["values"].items())
-            bar.update(task, total=state["steps"], completed=state["step"], note=note)
-            if not console.is_terminal and state["step"] > last_step and time.monotonic() - last_line > 10:
-                last_line, last_step = time.monotonic(), state["step"]
-                print(f"{title}: step {state['step']}/{state['steps']} {note}", file=sys.stderr, flush=True)
-
-    with bar:
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()

@@ -29,6 +29,7 @@ from training.core.evaluate import Evaluation, evaluate_shards, measure_latency
 from training.core.ray_runner import FitJob, run_fit, source_digest
 from training.core.stage import CODE_VERSION, Report, Stage, StageInputs, StagePaths, StageRef, paths_of
 from training.core.system import System
+from training.core.trials import Search, SearchConfig
 from training.registry import all_stages, family_of
 
 log = logging.getLogger(__name__)
@@ -107,13 +108,13 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
         run = _start_tracking(resolved, settings, asked, index, upstream, input_digest)
         try:
             if resolved.stage.kind == "fit":
-                _fit(resolved, settings, config, index, work, input_digest, run)
+                _fit(resolved, settings, _job(resolved, settings, config, index, work, input_digest, run))
             elif resolved.stage.kind == "evaluate":
                 _evaluate(resolved, settings, index, work)
             elif resolved.stage.kind == "report":
                 _report(resolved, index, work / "result")
             else:
-                raise ConfigError(f"stage kind {resolved.stage.kind!r} of {ref} has no runner")
+                _search(resolved, settings, _job(resolved, settings, config, index, work, input_digest, run))
         except BaseException as error:
             _log_workers(run, work)
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -153,7 +154,7 @@ def _present(path: Path, upstream: str) -> Path:
     return path
 
 
-def _fit(
+def _job(
     resolved: Resolved,
     settings: Settings,
     config: dict[str, Any],
@@ -161,8 +162,8 @@ def _fit(
     work: Path,
     input_digest: str,
     run: Any,
-) -> None:
-    job = FitJob(
+) -> FitJob:
+    return FitJob(
         stage=resolved.stage.name,
         dataset=resolved.ref.dataset,
         name=f"{resolved.ref.dataset}-{resolved.ref.slug}-{input_digest}",
@@ -177,10 +178,30 @@ def _fit(
         cpus=settings.train_cpus_per_worker,
         allow_decoder_change=settings.allow_decoder_change,
     )
-    if (work / "result" / "metrics.json").exists():
+
+
+def _fit(resolved: Resolved, settings: Settings, job: FitJob) -> None:
+    if (Path(job.work) / "result" / "metrics.json").exists():
         log.info("%s: the fit of these inputs has already finished; publishing its result", resolved.ref)
         return
     run_fit(job, settings)
+
+
+def _search(resolved: Resolved, settings: Settings, job: FitJob) -> None:
+    from training.core.search import run_search
+    from training.core.search_run import write_result
+
+    stage, config = resolved.stage, resolved.config
+    if not isinstance(config, SearchConfig):
+        raise ConfigError(
+            f"config of search stage {stage.name!r} must be a SearchConfig, it is {type(config).__name__}"
+        )
+    search: Search = stage.build(
+        StageInputs(config, tuple(job.classes), resolved.paths.upstream, settings.root.absolute())
+    )
+    outcomes = run_search(search, job, settings, metric=stage.metric, mode=stage.mode, stopping=config.stopping)
+    work = Path(job.work)
+    write_result(work / "result", work, search, outcomes, stage.metric, stage.mode)
 
 
 def _evaluate(resolved: Resolved, settings: Settings, index: ShardIndex, work: Path) -> None:

@@ -23,7 +23,7 @@ from infra.settings import Settings
 TAGS = (
     "stage",  # `adafocus_eval`
     "instance",  # `adafocus_eval@demo`
-    "kind",  # fit, evaluate, register
+    "kind",  # fit, evaluate, search, trial (of a search), register
     "dataset",
     "git_commit",
     "git_dirty",
@@ -38,6 +38,9 @@ TAGS = (
     "upstream_model_digests",  # JSON, upstream → digest
     "dvc_deps",  # JSON, path → md5
     "hardware",
+    "trial_group",  # of a search's trial: those it is compared with
+    "trial_status",  # running, finished, stopped, failed
+    "trial_error",
 )
 """Tags of a run; a fact that is not known is left out, never written empty."""
 
@@ -284,6 +287,7 @@ def start_run(
     tags: Mapping[str, str],
     params: Mapping[str, Any],
     resume_tag: tuple[str, str] | None = None,
+    parent_run_id: str | None = None,
 ) -> Run:
     """Open a run.
 
@@ -295,19 +299,22 @@ def start_run(
         params: the resolved config, nested.
         resume_tag: (tag, value); an unfinished run of this name with this tag is opened again instead of
             making a second one, so that a killed stage continues its curves.
+        parent_run_id: makes the run a child of another one; a child of this name is opened again, whatever its state.
     """
     uri = ensure_store(settings)
     mlflow = client(uri)
     experiment_id = _experiment_id(settings, experiment)
     run_id = None
-    if resume_tag is not None:
+    if parent_run_id is not None:
+        tags = {**tags, "mlflow.parentRunId": parent_run_id}
+        same = f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
+    elif resume_tag is not None:
         tags = {**tags, resume_tag[0]: resume_tag[1]}
-        found = mlflow.search_runs(
-            [experiment_id],
-            f"tags.`{resume_tag[0]}` = '{resume_tag[1]}' and attributes.status != 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-        )
-        run_id = next((run.info.run_id for run in found if run.info.run_name == name), None)
+        same = f"tags.`{resume_tag[0]}` = '{resume_tag[1]}' and attributes.status != 'FINISHED'"
+    if parent_run_id is not None or resume_tag is not None:
+        same += f" and attributes.run_name = '{name}'"
+        found = mlflow.search_runs([experiment_id], same, order_by=["attributes.start_time DESC"], max_results=1)
+        run_id = found[0].info.run_id if found else None
     if run_id is None:
         run_id = mlflow.create_run(experiment_id, run_name=name).info.run_id
     else:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from training.backbones.resnet3d_layout import BLOCKS, ResNet3DLayout
 from training.core.config import DataConfig, FitConfig, StageConfig, Strict, WeightsFile
-from training.core.trials import EarlyStopping
+from training.core.trials import SearchConfig as BaseSearchConfig
 
 
 class NetConfig(Strict):
@@ -136,8 +136,12 @@ class Space(Strict):
         return self
 
 
-class SearchConfig(TrainConfig):
-    """Scaling at constant cost: trainings whose cost per view is that of a level, ± `tolerance`."""
+class SearchConfig(TrainConfig, BaseSearchConfig):
+    """Scaling at constant cost: trainings whose cost per view is that of a level, ± `tolerance`.
+
+    `stopping` (ASHA) works within a level only. Early epochs favour small nets: look at what the scaling page says of
+    rungs and final values before trusting it.
+    """
 
     space: Space
     levels: tuple[float, ...] = Field(min_length=1)
@@ -148,10 +152,6 @@ class SearchConfig(TrainConfig):
     """Candidates of a level that are trained: all, or as many drawn at random."""
     seed: int
     """Of that draw."""
-    stopping: EarlyStopping | None
-    """ASHA within a level; None trains every trial to its end. Early epochs favour small nets: look at the rung table of
-    the scaling page before trusting it."""
-
     @model_validator(mode="after")
     def _levels(self) -> "SearchConfig":
         if min(self.levels) <= 0 or len(set(self.levels)) != len(self.levels):

@@ -1,0 +1,183 @@
+"""What a search is, without Ray: trials, their outcomes, the ask/tell object of a family, and the journal.
+
+A family writes the logic of its search as a plain object (D12): `ask` hands out trials, `tell` receives what
+became of them. `training.core.search` trains the trials.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from training.core.config import StageConfig, Strict
+from training.core.failures import StageFailed
+
+Status = Literal["finished", "stopped", "failed"]
+Mode = Literal["max", "min"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training that a search wants to see."""
+
+    name: str
+    """Unique in the search; name of its folder and of its MLflow run (letters, digits and `_.=+-`)."""
+    group: str
+    """Trials are compared for early stopping only within one group (one level of cost, for example)."""
+    stage: str
+    """Registered fit stage that is trained."""
+    config: dict[str, Any]
+    """Complete config of that stage as plain JSON values, validated by the family."""
+    facts: Mapping[str, float | str] = field(default_factory=dict)
+    """What is known before training (multiply-accumulates, parameters, axes): goes into MLflow and the result."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return int(self.config["fit"]["steps"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial."""
+
+    trial: Trial
+    status: Status
+    """`stopped`: early, by comparison with others of its group; `failed`: see `error`."""
+    steps: int
+    """Steps done when it ended; for failed trials those of its last evaluation."""
+    value: float | None
+    """The search's metric: of the final evaluation, else of the last one; None where there was none."""
+    metrics: dict[str, float]
+    """Of the final evaluation; of the last one where the trial did not finish."""
+    curve: list[tuple[int, float]]
+    """(step, value of the search's metric) of every evaluation during the training."""
+    error: str | None = None
+    run_id: str | None = None
+    """MLflow run of the trial."""
+
+
+class Search(Protocol):
+    """Logic of a search.
+
+    What `ask` returns may depend only on the settings of the search and on what it was told, in order: a search that
+    was killed is brought back by repeating its calls.
+    """
+
+    @property
+    def total(self) -> int | None:
+        """Number of trials, where it is known beforehand."""
+
+    def ask(self) -> Trial | None:
+        """Return the next trial; None (which must change nothing): no more, or not before the next `tell`."""
+
+    def tell(self, outcome: Outcome) -> None:
+        """Receive what became of a trial."""
+
+    def summary(self) -> dict[str, float]:
+        """Return the search's own figures for metrics.json."""
+
+
+class EarlyStopping(Strict):
+    """Asynchronous successive halving (Li et al., 2020): at a rung, only the best 1/`reduction_factor` go on.
+
+    Rungs lie at `grace_steps` times the powers of `reduction_factor`; a trial is compared with those of its group
+    that reached the rung before it. One bracket: Ray draws brackets at random, and decisions must be repeatable.
+    """
+
+    grace_steps: int = Field(ge=1)
+    reduction_factor: float = Field(gt=1)
+
+
+class SearchConfig(StageConfig):
+    """Base of the configs of search stages."""
+
+    stopping: EarlyStopping | None
+    """None: every trial runs to its end."""
+
+
+def check_trial(trial: Trial, known: Mapping[str, Trial], *, early_stopping: bool) -> None:
+    """Check what a search asks for.
+
+    Raises:
+        StageFailed: a name that cannot be a file name or was used before; a stage that is no registered fit; early
+            stopping of a trial that is only evaluated at its end.
+    """
+    from training.registry import all_stages
+
+    if not NAME.fullmatch(trial.name):
+        raise StageFailed(f"trial name {trial.name!r} must be 1 to 100 of letters, digits and _.=+-")
+    if trial.name in known:
+        raise StageFailed(f"the search asked for trial {trial.name!r} twice; every trial needs a name of its own")
+    stage = all_stages().get(trial.stage)
+    if stage is None or stage.kind != "fit":
+        raise StageFailed(f"trial {trial.name!r}: {trial.stage!r} is not a registered fit stage")
+    if early_stopping and not 0 < trial.config["fit"]["eval_every"] < trial.steps:
+        raise StageFailed(f"trial {trial.name!r}: early stopping needs evaluations before the end; set fit.eval_every")
+
+
+def outcome_values(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as plain values, its trial by name only."""
+    values = asdict(outcome)
+    return {**values, "trial": outcome.trial.name}
+
+
+def best(outcomes: list[Outcome], mode: Mode) -> Outcome | None:
+    """Return the finished trial with the best value, the earliest of equals; None where no trial has one."""
+    sign = 1 if mode == "max" else -1
+    valued = [(sign * o.value, o) for o in outcomes if o.status == "finished" and o.value is not None]
+    valued = [pair for pair in valued if not math.isnan(pair[0])]
+    return max(valued, key=lambda pair: pair[0])[1] if valued else None
+
+
+def count_statuses(outcomes: list[Outcome]) -> dict[str, int]:
+    """Return how many trials finished, were stopped and failed."""
+    return {name: sum(o.status == name for o in outcomes) for name in ("finished", "stopped", "failed")}
+
+
+class Journal:
+    """Events of a search in the order in which they happened, one JSON object per line.
+
+    An event is appended and synced before anything is built on it. A line that the death of the process cut short is
+    no event: it is taken away when the journal is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all events.
+
+        Raises:
+            StageFailed: a line other than the last is damaged.
+        """
+        if not self.path.exists():
+            return []
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        events = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                events.append(json.loads(line))
+            except ValueError as error:
+                raise StageFailed(
+                    f"{self.path}, line {number} is damaged ({error}); remove {self.path.parent} to search anew"
+                ) from None
+        return events
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Add an event; it is on disk when this returns."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(event).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
