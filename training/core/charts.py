@@ -60,7 +60,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
     marks = [
         m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)
     ]
-    return [mark for mark in marks if low <= mark <= high]
+    inside = [mark for mark in marks if low <= mark <= high]
+    # Less than a decade may hold one or none of them.
+    return inside if len(inside) > 2 else ticks(low, high)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Frame:
     right: int = 14
     top: int = 12
     bottom: int = 40
+    y_ticks: int = 5
+    """About how many."""
 
     def px(self, x: float) -> float:
         """Return the horizontal place of a value, pixels from the left edge."""
@@ -94,7 +98,7 @@ class Frame:
     def axes(self, x_label: str, y_label: str, percent: bool) -> list[str]:
         """Return grid lines, tick labels and the names of both axes."""
         parts = []
-        for tick in ticks(self.y0, self.y1):
+        for tick in ticks(self.y0, self.y1, self.y_ticks):
             y = self.py(tick)
             text = f"{100 * tick:.4g} %" if percent else number(tick)
             parts.append(

@@ -30,9 +30,6 @@ class Variant:
     steps: int
     """Of training: accuracies after different schedules say nothing about an axis."""
 
-    def __str__(self) -> str:
-        return f"pool_t={self.pool_t} temporal={self.temporal} se={self.se_ratio:g} steps={self.steps}"
-
 
 @dataclass(frozen=True, eq=False)
 class Record:

@@ -38,7 +38,8 @@ class Resampled:
     def estimate(self, weight_R: Array) -> Estimate:
         """Return Σ weight · accuracy with its percentile interval."""
         low, high = np.quantile(self.draws_BR @ weight_R, COVERAGE)
-        return Estimate(float(self.top1_R @ weight_R), float(low), float(high))
+        # Rounded: an interval that ends at 0 must not end a last bit above it.
+        return Estimate(*(round(float(value), 12) + 0.0 for value in (self.top1_R @ weight_R, low, high)))
 
     def deviation(self, weight_R: Array) -> float:
         """Return the standard error of Σ weight · accuracy."""
@@ -62,14 +63,14 @@ def resample(correct_RN: NDArray[np.bool_], groups: Sequence[Sequence[int]], *, 
     """
     records, clips = correct_RN.shape
     generator = np.random.default_rng(seed)
-    right_NR = correct_RN.T.astype(np.float32)
+    right_NR = correct_RN.T.astype(np.float64)
     draws_BR = np.empty((resamples, records))
-    step = max(1, 4_000_000 // clips)
+    step = max(1, 2_000_000 // clips)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
         drawn = generator.integers(0, clips, size=(count, clips)) + clips * np.arange(count)[:, None]
         times_BN = np.bincount(drawn.ravel(), minlength=count * clips).reshape(count, clips)
-        draws_BR[start : start + count] = times_BN.astype(np.float32) @ right_NR / clips
+        draws_BR[start : start + count] = times_BN.astype(np.float64) @ right_NR / clips
     top1_R = correct_RN.mean(axis=1)
     residuals, noise = _training_noise(correct_RN, groups)
     if noise:

@@ -81,7 +81,7 @@ class Scaling:
     """Standard deviation of top-1 over seeds beyond the noise of the clips; None without repeated trainings."""
     notes: tuple[str, ...]
     """What has to be known before a number is believed."""
-    next: Next | None
+    next: Next
     table: Resampled | None = field(default=None, repr=False)
 
     def to_json(self) -> str:
@@ -111,7 +111,7 @@ class Scaling:
                 found["val/fit_r2"] = self.fit.r2
         for trade in self.trades:
             found |= _flat(f"val/{trade.more}_against_{trade.less}", trade.difference)
-        if self.next is not None and self.next.candidate is not None:
+        if self.next.candidate is not None:
             found |= _flat("val/predicted_gain", self.next.candidate.gain)
             found["val/predicted_gmac_per_view"] = self.next.candidate.gmac
         return found
@@ -158,7 +158,7 @@ def analyse(
     comparisons: tuple[Comparison, ...] = ()
     trades: tuple[Trade, ...] = ()
     not_compared = 0
-    step: Next | None = None
+    step = Next("not estimated", "No training was finished, so nothing is recommended.", None, None, (), None)
     if finished:
         correct_RN = np.stack([record.correct for record in finished])
         table = resample(correct_RN, _by_seed(found, finished), resamples=resamples, seed=seed)
@@ -224,7 +224,7 @@ def _notes(
         notes.append("There is one configuration only: no gain, no model and no comparison can be estimated.")
     if clips < FEW_CLIPS:
         notes.append(
-            f"Only {clips} clips: one clip is {100 / clips:.1f} points, and bootstrap intervals of so few clips are "
+            f"Only {clips} clips: one clip is {100 / clips:.3g} points, and bootstrap intervals of so few clips are "
             f"too short; that no interval reaches 0 is then no proof."
         )
     if noise is None:

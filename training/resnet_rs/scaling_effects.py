@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.core.gate import holm, mcnemar_exact
-from training.resnet_rs.records import AXES, Axis, Configuration, Record
+from training.resnet_rs.records import AXES, Axis, Configuration, Record, varying
 from training.resnet_rs.resampling import Array, Estimate, Resampled
 
 Cost = Callable[[int, int, int, float], float]
@@ -201,8 +201,9 @@ def fit_model(records: Sequence[Record], table: Resampled, cost: Cost) -> Fit:
     scale = CostScale.of([record.place for record in records], cost)
     variants = list(dict.fromkeys(record.variant for record in records))
     columns: dict[str, Array] = {}
+    several = varying(variants)
     for variant in variants:
-        name = "intercept" if len(variants) == 1 else f"intercept {variant}"
+        name = " ".join(["intercept", *(f"{setting}={getattr(variant, setting)}" for setting in several)])
         columns[name] = np.array([float(record.variant == variant) for record in records])
     absent: list[Term] = []
     for axis in AXES:
