@@ -60,11 +60,13 @@ def _log_ticks(low: float, high: float) -> list[float]:
     marks = [
         m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)
     ]
-    return [mark for mark in marks if low <= mark <= high]
+    inside = [mark for mark in marks if low <= mark <= high]
+    # Less than a decade may hold one or none of them.
+    return inside if len(inside) > 2 else ticks(low, high)
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """Plot area with its two scales."""
 
     width: int
@@ -78,8 +80,11 @@ class _Frame:
     right: int = 14
     top: int = 12
     bottom: int = 40
+    y_ticks: int = 5
+    """About how many."""
 
     def px(self, x: float) -> float:
+        """Return the horizontal place of a value, pixels from the left edge."""
         if self.log_x:
             share = (math.log10(x) - math.log10(self.x0)) / (math.log10(self.x1) - math.log10(self.x0))
         else:
@@ -87,11 +92,13 @@ class _Frame:
         return self.left + share * (self.width - self.left - self.right)
 
     def py(self, y: float) -> float:
+        """Return the vertical place of a value, pixels from the top edge."""
         return self.height - self.bottom - (y - self.y0) / (self.y1 - self.y0) * (self.height - self.top - self.bottom)
 
     def axes(self, x_label: str, y_label: str, percent: bool) -> list[str]:
+        """Return grid lines, tick labels and the names of both axes."""
         parts = []
-        for tick in ticks(self.y0, self.y1):
+        for tick in ticks(self.y0, self.y1, self.y_ticks):
             y = self.py(tick)
             text = f"{100 * tick:.4g} %" if percent else number(tick)
             parts.append(
@@ -112,7 +119,8 @@ class _Frame:
         return parts
 
 
-def _svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
+def svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
+    """Return an image that is as wide as its place allows, at most `width` pixels."""
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label, quote=True)}" '
         f'style="max-width:{width}px">{"".join(parts)}</svg>'
@@ -140,7 +148,7 @@ def pareto(points: Sequence[Point], x_label: str, y_label: str, width: int = 860
     lows = [p.low if p.low is not None else p.y for p in points]
     highs = [p.high if p.high is not None else p.y for p in points]
     y0, y1 = max(0.0, min(lows) - 0.03), min(1.0, max(highs) + 0.03)
-    frame = _Frame(width, height, x0, x1, y0, y1, log_x, top=20)
+    frame = Frame(width, height, x0, x1, y0, y1, log_x, top=20)
     parts = frame.axes(x_label, y_label, percent=True)
     steps = []
     for i, point in enumerate(best := frontier(points)):
@@ -163,10 +171,10 @@ def pareto(points: Sequence[Point], x_label: str, y_label: str, width: int = 860
         )
         if point.label:
             parts.append(_label(x, y, point.label, taken, frame))
-    return _svg(width, height, parts, f"{y_label} against {x_label}")
+    return svg(width, height, parts, f"{y_label} against {x_label}")
 
 
-def _label(x: float, y: float, text: str, taken: list[tuple[float, float, float]], frame: _Frame) -> str:
+def _label(x: float, y: float, text: str, taken: list[tuple[float, float, float]], frame: Frame) -> str:
     """Place a label beside its point, moved down (with a hair line) until it covers no other label."""
     wide = 6.6 * len(text)
     start = x + 9
@@ -190,7 +198,7 @@ def lines(series: Sequence[Series], title: str, percent: bool = False, width: in
     values = [y for s in shown for _, y in s.points if math.isfinite(y)]
     xs = [x for s in shown for x, _ in s.points]
     pad = (max(values) - min(values)) * 0.06 or abs(values[0]) * 0.1 or 1.0
-    frame = _Frame(width, height, min(xs), max(xs) + (max(xs) == min(xs)), min(values) - pad, max(values) + pad, top=22)
+    frame = Frame(width, height, min(xs), max(xs) + (max(xs) == min(xs)), min(values) - pad, max(values) + pad, top=22)
     parts = frame.axes("step", title, percent)
     for number_, item in enumerate(shown):
         pieces: list[list[str]] = [[]]
@@ -214,7 +222,7 @@ def lines(series: Sequence[Series], title: str, percent: bool = False, width: in
                 f'<text class="legend s{number_ % 5}" x="{x:.0f}" y="10" text-anchor="end">{escape(item.name)}</text>'
             )
             x -= 6.4 * len(item.name) + 12
-    return _svg(width, height, parts, title)
+    return svg(width, height, parts, title)
 
 
 def heat(grid_HW: NDArray[np.float64], title: str, side: int = 220) -> str:
@@ -231,7 +239,7 @@ def heat(grid_HW: NDArray[np.float64], title: str, side: int = 220) -> str:
                     f'<rect class="heat" x="{column * cell_w:.2f}" y="{row * cell_h:.2f}" width="{cell_w + 0.3:.2f}" '
                     f'height="{cell_h + 0.3:.2f}" fill-opacity="{share / top:.3f}"/>'
                 )
-    return _svg(side, side, parts, title)
+    return svg(side, side, parts, title)
 
 
 def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> str:
@@ -264,4 +272,4 @@ def confusion(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> str:
                 parts.append(f'<text class="count{dark}" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{value}</text>')
             parts.append("</g>")
     width, height = left + count * cell + 60, top + count * cell + 4
-    return _svg(width, height, parts, "confusion matrix")
+    return svg(width, height, parts, "confusion matrix")

@@ -5,7 +5,6 @@ something that it shows has changed, so a second call costs little.
 """
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from training.core.config import DataConfig, validate
 from training.core.gate import mcnemar_exact, wilson_interval
 from training.core.lineage import Node, of_version
 from training.core.modelcard import Facts, card, read_facts
+from training.core.pages import markup, render_page, write_text
 from training.core.registration import CHALLENGER, CHAMPION, Registry, RegistryError, Version
 from training.core.report_clips import choose, coverage, strips
 from training.core.tracking import RunRecord, download_artifacts, list_artifacts, metric_history, read_run
@@ -85,7 +85,7 @@ def write_report(settings: Settings, dataset: str | None = None) -> Path:
                     _write(folder / shown.page, "version.html.j2", **_version_page(settings, shown))
                     new[shown.page] = state
     _write(folder / "index.html", "index.html.j2", datasets=[_dataset(n, v) for n, v in sorted(groups.items())])
-    _write_text(state_file, json.dumps(new, indent=1, sort_keys=True) + "\n")
+    write_text(state_file, json.dumps(new, indent=1, sort_keys=True) + "\n")
     return folder / "index.html"
 
 
@@ -128,7 +128,7 @@ def _dataset(name: str, versions: Sequence[Shown]) -> dict[str, Any]:
     digests = {shown.facts.eval_data_digest for shown in known if shown.facts}
     return {
         "name": name,
-        "pareto": _markup(pareto(points, "GMAC per video", "top-1")),
+        "pareto": markup(pareto(points, "GMAC per video", "top-1")),
         "rows": [_row(shown) for shown in reversed(versions)],
         "arms": arms,
         "arms_of": str(newest.version) if newest else "",
@@ -251,8 +251,8 @@ def _policy(shown: Shown) -> dict[str, Any] | None:
     moved = float((np.abs(np.diff(origins.astype(np.int64), axis=1)).sum(-1) > 0).mean()) if origins.shape[1] > 1 else 0
     chosen = np.unique(np.linspace(0, len(maps_THW) - 1, min(8, len(maps_THW))).round().astype(int))
     return {
-        "overall": _markup(heat(maps_THW.mean(0), "patch positions, all frames", 220)),
-        "frames": [_markup(heat(maps_THW[t], f"patch positions, frame {t + 1}", 88)) for t in chosen],
+        "overall": markup(heat(maps_THW.mean(0), "patch positions, all frames", 220)),
+        "frames": [markup(heat(maps_THW[t], f"patch positions, frame {t + 1}", 88)) for t in chosen],
         "patch": f"{int(patch.min())}" if patch.min() == patch.max() else f"{int(patch.min())} to {int(patch.max())}",
         "note": f"Positions chosen: {places}. From one frame to the next the patch moved in {moved:.0%} of the cases.",
     }
@@ -307,7 +307,7 @@ def _by_class(shown: Shown) -> dict[str, Any]:
             }
         )
     # A matrix of hundreds of classes cannot be read; the table above says the same.
-    return {"per_class": rows, "confusion": _markup(confusion(matrix, classes)) if len(classes) <= 40 else None}
+    return {"per_class": rows, "confusion": markup(confusion(matrix, classes)) if len(classes) <= 40 else None}
 
 
 def _curves(settings: Settings, chain: Node) -> list[dict[str, Any]]:
@@ -328,7 +328,7 @@ def _curves(settings: Settings, chain: Node) -> list[dict[str, Any]]:
             if len(points) > 1 or key.startswith("val/top1"):
                 name = key.removeprefix("train/") if key.startswith("train/") else key
                 charts.setdefault(group[0], (group[1], []))[1].append(Series(name, points))
-        drawn = [_markup(lines(series, title, percent)) for title, (percent, series) in charts.items()]
+        drawn = [markup(lines(series, title, percent)) for title, (percent, series) in charts.items()]
         if any(drawn):
             stages.append({"name": run.name, "charts": [chart for chart in drawn if chart]})
     return stages
@@ -338,33 +338,10 @@ def _curves(settings: Settings, chain: Node) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, template: str, **values: Any) -> None:
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("training.core", "templates"),
-        autoescape=select_autoescape(["html.j2"]),
-        trim_blocks=True,
-        undefined=StrictUndefined,
-    )
     defaults: dict[str, Any] = dict.fromkeys(
         ("examples", "wrong", "wrong_total", "per_class", "confusion", "policy", "curves", "report", "no_clips")
     )
-    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    _write_text(path, environment.get_template(template).render(**(defaults | values), written=written))
-
-
-def _write_text(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    os.replace(name, path)
-
-
-def _markup(svg: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(svg)  # built by training.core.charts, which escapes every name
+    write_text(path, render_page("training.core", template, **(defaults | values)))
 
 
 def _percent(value: float | None) -> str:
