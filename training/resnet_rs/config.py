@@ -12,7 +12,7 @@ from training.core.trials import SearchConfig as BaseSearchConfig
 
 
 class NetConfig(Strict):
-    """One network of the family: what `training.backbones.resnet3d_layout.ResNet3DLayout` says, and its regularisers."""
+    """One network: the fields of `training.backbones.resnet3d_layout.ResNet3DLayout`, and regularisers."""
 
     depth: int
     """Key of `BLOCKS`: 50 to 350, or 26, 38, 56 for small nets."""
@@ -69,7 +69,9 @@ class _ResNetRSStage(StageConfig):
     @model_validator(mode="after")
     def _dense_clips(self) -> "_ResNetRSStage":
         if self.data.sampling != "dense":
-            raise ValueError(f"data.sampling must be `dense`: the net sees neighbouring frames, not {self.data.sampling}")
+            raise ValueError(
+                f"data.sampling must be `dense`: the net sees neighbouring frames, not {self.data.sampling}"
+            )
         return self
 
 
@@ -112,9 +114,10 @@ def at_point(values: Mapping[str, Any]) -> dict[str, Any]:
         model |= {key: values[key] for key in ("depth", "width", "pool_t", "temporal", "se_ratio") if key in values}
         transform |= {"eval_short_side": round(size * ratio), "size": size, "eval_size": None}
         data |= {"num_frames": int(values["frames"]), "transform": transform}
+        fit |= {"seed": int(values["seed"])}
     except (KeyError, TypeError, ValueError):
         return result  # validation names what is missing
-    return result | {"model": model, "data": data, "fit": fit | {"seed": int(values["seed"])}}
+    return result | {"model": model, "data": data, "fit": fit}
 
 
 class Space(Strict):
@@ -152,6 +155,7 @@ class SearchConfig(TrainConfig, BaseSearchConfig):
     """Candidates of a level that are trained: all, or as many drawn at random."""
     seed: int
     """Of that draw."""
+
     @model_validator(mode="after")
     def _levels(self) -> "SearchConfig":
         if min(self.levels) <= 0 or len(set(self.levels)) != len(self.levels):

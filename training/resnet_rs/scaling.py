@@ -82,7 +82,7 @@ class Scaling:
     notes: tuple[str, ...]
     """What has to be known before a number is believed."""
     next: Next
-    table: Resampled | None = field(default=None, repr=False)
+    table: Resampled | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
         """Return `scaling.json`: everything but the resampled tables."""

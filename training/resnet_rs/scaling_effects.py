@@ -43,7 +43,7 @@ class Segment:
     end: Value
     gain: Estimate
     pairs: int
-    weight_R: Array = field(repr=False)
+    weight_R: Array = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class AxisGain:
     segments: tuple[Segment, ...]
     bend: Estimate | None
     """Gain of the last segment minus that of the first; below 0: the axis saturates."""
-    weight_R: Array | None = field(default=None, repr=False)
+    weight_R: Array | None = field(default=None, repr=False, compare=False)
 
     @property
     def saturates(self) -> bool:
@@ -166,7 +166,7 @@ class Term:
     estimate: Estimate | None
     reason: str
     """Why it cannot be estimated."""
-    weight_R: Array | None = field(default=None, repr=False)
+    weight_R: Array | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Fit:
     freedom: int
     """Residual degrees of freedom."""
     records: int
-    scale: CostScale | None = field(default=None, repr=False)
+    scale: CostScale | None = field(default=None, repr=False, compare=False)
 
     def term(self, name: str) -> Term | None:
         """Return a term by name."""

@@ -58,7 +58,7 @@ class Candidate:
     """Predicted change of top-1."""
     beyond: tuple[Axis, ...]
     """Axes on which it lies above everything that was measured."""
-    weight_R: Array = field(repr=False)
+    weight_R: Array = field(repr=False, compare=False)
 
     @property
     def per_doubling(self) -> float:

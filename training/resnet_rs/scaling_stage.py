@@ -26,7 +26,9 @@ class ScalingReport:
         results: stage → run folders of its instances: `resnet_rs_grid` and `resnet_rs_search`.
     """
 
-    def __init__(self, config: ScalingConfig, classes: tuple[str, ...], results: Mapping[str, tuple[Path, ...]]) -> None:
+    def __init__(
+        self, config: ScalingConfig, classes: tuple[str, ...], results: Mapping[str, tuple[Path, ...]]
+    ) -> None:
         self.config = config
         self.num_classes = len(classes)
         self.results = results

@@ -138,8 +138,8 @@ def plan(config: SearchConfig, num_classes: int) -> Plan:
             nearest = sorted(costs.items(), key=lambda item: abs(item[1] / level - 1))[:3]
             shown = ", ".join(f"{candidate.name} ({gmac:.4g})" for candidate, gmac in nearest)
             raise ConfigError(
-                f"no candidate of the search space costs {level:g} GMAC ± {config.tolerance:.0%}; the nearest are {shown}. "
-                "Change resnet_rs_search.levels or widen the space"
+                f"no candidate of the search space costs {level:g} GMAC ± {config.tolerance:.0%}; the nearest are "
+                f"{shown}. Change resnet_rs_search.levels or widen the space"
             )
     chosen = {}
     for level, found in at.items():
