@@ -1,12 +1,13 @@
 """Backbones by name.
 
 All share `.out_channels`, `.features_map(x) -> (N,C,h,w)` and `.forward(x) -> (N,C)` (logits when built with
-`num_classes`).
+`num_classes`). Those of `VIDEO_BACKBONES` take videos (N,3,T,H,W) instead of images, and their map is (N,C,t,h,w).
 """
 
 import difflib
 import inspect
 from collections.abc import Callable
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,39 @@ from torch import nn
 
 from training.backbones.mobilenetv2 import MobileNetV2
 from training.backbones.resnet import DEPTHS, ResNet
+from training.backbones.resnet3d import ResNet3D
+from training.backbones.resnet3d_layout import BLOCKS, ResNet3DLayout, r3d50_layout, rs_layout, slowonly50_layout
 from training.backbones.tiny import TinyConvNet
+
+
+def _resnet3d(layout: ResNet3DLayout) -> Callable[..., nn.Module]:
+    """Return a constructor whose options are those of `ResNet3D` and the fields of its layout."""
+
+    def build(*, num_classes: int | None = None, dropout: float = 0.5, folded: bool = True, **changes: Any) -> ResNet3D:
+        return ResNet3D(replace(layout, **changes), num_classes=num_classes, dropout=dropout, folded=folded)
+
+    own = [parameter for parameter in inspect.signature(build).parameters.values() if parameter.name != "changes"]
+    layouts = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(layout, field.name))
+        for field in fields(layout)
+    ]
+    build.__signature__ = inspect.Signature([*own, *layouts])  # type: ignore[attr-defined]
+    return build
+
+
+VIDEO_BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    **{f"resnet3d_rs{depth}": _resnet3d(rs_layout(depth)) for depth in BLOCKS},
+    "r3d50": _resnet3d(r3d50_layout()),
+    "slowonly50": _resnet3d(slowonly50_layout()),
+}
+"""Name → constructor of the networks over videos; part of `BACKBONES`."""
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in DEPTHS},
     "mobilenetv2": MobileNetV2,
     "tiny_glance": partial(TinyConvNet, channels=(16, 32, 64), blocks=0),
     "tiny_local": partial(TinyConvNet, channels=(16, 32, 64), blocks=1),
+    **VIDEO_BACKBONES,
 }
 """Name → constructor."""
 
