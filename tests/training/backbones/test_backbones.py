@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.backbones import BACKBONES, build_backbone
+from training.backbones import BACKBONES, VIDEO_BACKBONES, build_backbone
 from training.backbones.mobilenetv2 import MobileNetV2, SameConv2d, round_channels
 from training.backbones.resnet import ResNet
 from training.backbones.tiny import TinyConvNet
@@ -157,15 +157,20 @@ def test_mobilenet_size_and_cost():
     assert count_macs(net, torch.empty(1, 3, 224, 224)) / 1e9 == pytest.approx(0.2995, abs=5e-5)
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+DEEP = tuple(f"resnet3d_rs{depth}" for depth in (152, 200, 270, 300, 350))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in sorted(BACKBONES)]
+)
 def test_shared_interface(name):
     with torch.device("meta"):
         net = build_backbone(name).eval()
-        x = torch.empty(2, 3, 64, 64)
+        x = torch.empty(2, 3, *((8,) if name in VIDEO_BACKBONES else ()), 64, 64)
         features, pooled = net.features_map(x), net(x)
         logits = build_backbone(name, num_classes=5).eval()(x)
     assert features.shape[:2] == (2, net.out_channels)
-    assert features.dim() == 4
+    assert features.dim() == x.dim()
     assert pooled.shape == (2, net.out_channels)
     assert logits.shape == (2, 5)
 
