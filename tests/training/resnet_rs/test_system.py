@@ -34,8 +34,8 @@ def spread(made: ResNetRS, batch: ClipBatch) -> None:
     assert made.net.fc is not None
     with torch.no_grad():
         logits = made.view_scores(batch).log().flatten(0, 1)
-        scale = 1 / logits.std(0)
-        made.net.fc.weight.mul_(scale[:, None])
+        scale = 1 / logits.std(0).max()
+        made.net.fc.weight.mul_(scale)
         made.net.fc.bias.copy_((made.net.fc.bias - logits.mean(0)) * scale)
 
 
@@ -57,6 +57,7 @@ def raw(values: dict[str, Any], clips: int = 1, count: int = 3, sizes: tuple[int
 def test_loss_is_smoothed_cross_entropy(values: dict[str, Any]) -> None:
     made = system(values, drop_path=0.0, dropout=0.0).eval()
     batch = made.prepare(raw(values), train=False)
+    spread(made, batch)
     output = made(batch)
     logits = made.net(batch.video_BCTHW)
     log_p = logits.log_softmax(-1)
@@ -89,7 +90,7 @@ def test_scores_of_views_are_mean_probabilities(values: dict[str, Any]) -> None:
                 clips.seed_B, clips.valid_B,
             )  # fmt: skip
             alone = single.predict(single.prepare(part, train=False)).scores_BK
-            torch.testing.assert_close(scores[:, 4 + clip], alone, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(scores[:, 4 + clip], alone, atol=2e-4, rtol=1e-4)
         assert (scores[:, 0] - scores[:, 8]).abs().max() > 1e-5
 
 
