@@ -162,7 +162,7 @@ class FoldedMaxPool3d(nn.Module):
 
     Args:
         kernel_size: (T,H,W), odd.
-        stride: (T,H,W); a stride of 1 goes with any kernel.
+        stride: (T,H,W).
         padding: kind of padding.
         folded: pool the frames as images where the window is one frame long.
     """
