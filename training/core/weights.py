@@ -27,7 +27,7 @@ Rename = Mapping[str, str] | Callable[[str], str | None]
 """Old → new: a mapping of whole keys or of dotted prefixes (the longest wins; an empty new prefix removes it), or
 a function that returns the new key, or None to drop the entry."""
 
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 """Keys under which training scripts put the state dict."""
 
 PREFIXES = ("module.", "_orig_mod.")

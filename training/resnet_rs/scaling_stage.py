@@ -69,6 +69,10 @@ class ScalingReport:
             yield from search_records(folder)
 
 
+FACTS = ("depth", "frames", "size", "pool_t", "seed", "width", "temporal", "se_ratio", "gmac")
+"""Facts of a trial that are fields of its record."""
+
+
 def grid_record(folder: Path) -> Record:
     """Read a point of the grid from its run folder."""
     config = json.loads((folder / "config.json").read_text())
@@ -101,8 +105,7 @@ def search_records(folder: Path) -> Iterator[Record]:
             name=row["name"],
             source="search",
             level=row["group"],
-            **{name: int(facts[name]) for name in ("depth", "frames", "size", "pool_t", "seed")},
-            **{name: facts[name] for name in ("width", "temporal", "se_ratio", "gmac")},
+            **{name: facts[name] for name in FACTS},
             params=int(facts["params"]),
             key=key,
             label=label,

@@ -55,10 +55,13 @@ class ResNetRS(System):
 
     def view_scores(self, batch: ClipBatch) -> Tensor:
         """Return the class probabilities of each view, (B,V,K) fp32."""
-        views = batch.video_BCTHW.unflatten(2, (-1, self._num_frames)).transpose(1, 2).flatten(0, 1)
-        count = views.shape[0] // batch.video_BCTHW.shape[0]
+        video = batch.video_BCTHW
+        clips, channels, frames, *side = video.shape
+        # (B,C,V·T,H,W) → (B·V,C,T,H,W)
+        split = video.reshape(clips, channels, frames // self._num_frames, self._num_frames, *side)
+        views = split.transpose(1, 2).flatten(0, 1)
         logits = torch.cat([self.net(part) for part in views.split(VIEWS_AT_ONCE)])
-        return logits.float().softmax(-1).unflatten(0, (-1, count))
+        return logits.float().softmax(-1).reshape(clips, -1, logits.shape[-1])
 
     @override
     def networks(self) -> Iterable[nn.Module]:
