@@ -55,8 +55,8 @@ def fit_config(*, compiled: bool) -> FitConfig:
         "schedule": "constant", "warmup_steps": 0,
     }  # fmt: skip
     return FitConfig(
-        steps=100, seed=0, optim=OptimConfig(**optim), clip_grad_norm=5.0, ema_decay=0.9999, precision="bf16", compile=compiled,
-        eval_every=0, keep="last",
+        steps=100, seed=0, optim=OptimConfig(**optim), clip_grad_norm=5.0, ema_decay=0.9999, precision="bf16",
+        compile=compiled, eval_every=0, keep="last",
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ class ResNetRS(System):
         # (B,C,V·T,H,W) → (B·V,C,T,H,W)
         split = video.reshape(clips, channels, frames // self._num_frames, self._num_frames, *side)
         views = split.transpose(1, 2).flatten(0, 1)
-        logits = torch.cat([self.net(part) for part in views.split(VIEWS_AT_ONCE)])
+        logits = torch.cat([self.net(part) for part in torch.split(views, VIEWS_AT_ONCE)])
         return logits.float().softmax(-1).reshape(clips, -1, logits.shape[-1])
 
     @override
