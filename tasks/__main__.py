@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tasks.ops.survey import SizeEstimate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: set up, check, look at, retry.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: set up, check, look at, retry, make.")
 app.add_typer(data_app, name="data")
 
 Dataset = Annotated[str, typer.Argument(help="Name of the data set.")]
@@ -166,6 +166,52 @@ def _print_proposal(proposal: "Proposal") -> None:
     table.add_section()
     table.add_row(*map(str, lines[-1]))
     Console().print(table)
+
+
+@data_app.command()
+def synth(
+    task: Annotated[str, typer.Argument(help="direction, speed, order, flicker, late, static or detail.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that is made; its name becomes that of the data set.")],
+    size: Annotated[int, typer.Option(help="Side of the square frames, pixels.")] = 64,
+    frames: Annotated[int, typer.Option(help="Frames per video.")] = 32,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 8,
+    train: Annotated[int, typer.Option(help="Videos for training.")] = 800,
+    val: Annotated[int, typer.Option(help="Videos for validation.")] = 160,
+    test: Annotated[int, typer.Option(help="Videos for the test.")] = 320,
+    seed: Annotated[int, typer.Option(help="Another seed, other videos.")] = 0,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the camera noise, grey levels.")] = 4.0,
+    min_gap: Annotated[int | None, typer.Option(help="Task order: least frames between the flashes.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a folder that this command made.")] = False,
+) -> None:
+    """Make the videos of a controlled task: the class depends on one thing, and everything else is matched."""
+    from infra.settings import Settings
+    from tasks.ops.controlled import MIRRORED, NEEDS, checked_config, class_names
+    from tasks.ops.controlled_files import write_task
+
+    config = checked_config(
+        {
+            "task": task,
+            "seed": seed,
+            "num_train": train,
+            "num_val": val,
+            "num_test": test,
+            "size": size,
+            "num_frames": frames,
+            "fps": fps,
+            "noise": noise,
+            "min_gap": min_gap,
+        }
+    )
+    if Settings().progress:
+        with _bar("videos") as step:
+            count = write_task(folder, config, force, step)
+    else:
+        count = write_task(folder, config, force)
+    print(f"{count} videos of {len(class_names(config.task))} classes in {folder}")
+    print(f"the class can be told from: {NEEDS[config.task]}")
+    if task in MIRRORED:
+        print("a mirrored video belongs to another class: train with `flip: false`")
+    print(f"\nNext:\n  fovea data init {folder}")
 
 
 @data_app.command()

@@ -75,7 +75,8 @@ def _sprite(rim: tuple[int, int, int], direction: str, size: int, phase: int) ->
     return sprite.astype(np.uint8)
 
 
-def _background(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+def smooth_background(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    """Return a grey background (size,size,3) of soft blotches, levels 70 to 150."""
     coarse = rng.uniform(70, 150, (size // 8 + 2, size // 8 + 2))
     grid = np.linspace(0, coarse.shape[0] - 1.001, size)
     low = grid.astype(int)
@@ -103,7 +104,7 @@ def render(config: SyntheticConfig, split: str, number: int) -> tuple[Frames, ND
     rng = np.random.default_rng([config.seed, split_index, number])
     label = number % len(class_names())
     color, direction = class_names()[label].split("_")
-    base = _background(rng, config.size)
+    base = smooth_background(rng, config.size)
     side = config.object_size
     sprites: list[tuple[NDArray[np.int64], tuple[int, int, int], str | None]] = [
         (_path(rng, config), (150, 150, 150), None) for _ in range(config.num_distractors)
@@ -127,7 +128,14 @@ def render(config: SyntheticConfig, split: str, number: int) -> tuple[Frames, ND
     return frames, target, label
 
 
-def _encode(frames: Frames, path: Path, fps: int) -> None:
+def encode_frames(frames: Frames, path: Path, fps: int) -> None:
+    """Write frames (T,H,W,3), H and W even, as H.264 that is nearly lossless in luma; makes the folder.
+
+    The same frames give the same bytes with the same ffmpeg.
+
+    Raises:
+        RuntimeError: ffmpeg failed; the message has its own words.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
@@ -157,7 +165,7 @@ def synthesize(out: Path, config: SyntheticConfig, progress: Callable[[int, int]
         split, number = job
         frames, corners, label = render(config, split, number)
         name = f"{split}/{class_names()[label]}/{number:05d}.mp4"
-        _encode(frames, temporary / name, config.fps)
+        encode_frames(frames, temporary / name, config.fps)
         return [[name, t, int(y), int(x), config.object_size] for t, (y, x) in enumerate(corners)]
 
     rows: list[list[Any]] = []

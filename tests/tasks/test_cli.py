@@ -50,6 +50,10 @@ def test_manifest(root: Path) -> None:
         (("data", "retry", "plain", "--reason", "corupt"), "did you mean 'corrupt'"),
         (("data", "init", "nowhere"), "nowhere does not exist"),
         (("data", "init", "raw", "--where", "x"), "must be column=value"),
+        (("data", "synth", "raw", "raw"), "error: no task 'raw'"),
+        (("data", "synth", "late", "raw"), "raw exists; give another folder, or --force"),
+        (("data", "synth", "late", "raw", "--force"), "raw has no task.json"),
+        (("data", "synth", "speed", "new", "--frames", "8"), "error: num_frames 8 does not fit task 'speed'"),
     ],
 )
 def test_errors_are_messages(root: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -82,3 +86,25 @@ def test_listing_starts_light(root: Path) -> None:
     env = os.environ | {"FOVEA_ROOT": str(root)}
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True, timeout=80)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_controlled_task_becomes_a_data_set(root: Path) -> None:
+    numbers = ("--size", "32", "--frames", "16", "--train", "8", "--val", "4", "--test", "4", "--seed", "3")
+    done = run(root, "data", "synth", "speed", "data/raw/pace", *numbers)
+    assert done.returncode == 0, done.stderr
+    assert "16 videos of 4 classes in data/raw/pace" in done.stdout
+    done = run(root, "data", "init", "data/raw/pace", "--yes")
+    assert done.returncode == 0, done.stderr
+    spec = load_spec("pace", root / "data_specs" / "datasets")
+    assert spec.labels == ("speed_1", "speed_3", "speed_5", "speed_7")
+    assert spec.parts[0].split == "official"
+    assert (spec.clip.short_side, spec.clip.fps) == (32, None)
+    rows = read_manifest(write_manifest(spec, Settings(root=root)))
+    splits = [(row.split, row.label) for row in rows]
+    assert {split: sum(s == split for s, _ in splits) for split in ("train", "val", "test")} == {
+        "train": 8,
+        "val": 4,
+        "test": 4,
+    }
+    assert len(set(splits)) == 12  # every class in every split
+    assert all(row.path.startswith(f"{row.split}/{row.label}/") for row in rows)
