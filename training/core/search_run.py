@@ -205,7 +205,7 @@ class SearchRun:
             (folder / "result" / "config.json").write_text(json.dumps(trial.config, indent=1, sort_keys=True) + "\n")
         elif (folder / "fatal.txt").exists():
             error, _, trace = (folder / "fatal.txt").read_text().partition("\n\n")
-            log.error("trial %s failed: %s\n%s", name, error, trace)
+            log.error("trial %s failed: %s\n%s", name, error, trace.rstrip())
         else:
             how = f"died more than {self._settings.train_max_failures} times" if died else "ended without a result"
             error = f"its process {how}; see {folder}"
