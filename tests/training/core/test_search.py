@@ -23,7 +23,7 @@ from training.core.run import run_stage
 from training.core.search import Halving, run_search
 from training.core.search_run import SearchRun
 from training.core.stage import StageRef
-from training.core.tracking import client, read_run
+from training.core.tracking import client, download_artifacts, read_run
 from training.core.trials import EarlyStopping, Journal, Outcome, Trial, best
 from training.registry import FAMILIES
 
@@ -476,13 +476,13 @@ def logs(root: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(root.glob("log-*")))
 
 
-def wait_for_steps(root: Path, process: subprocess.Popen[bytes], trial: str, steps: int) -> Path:
-    """Wait for a checkpoint of a trial, and return the trial's folder."""
+def wait_for_steps(root: Path, trial: str, process: subprocess.Popen[bytes], steps: int) -> Path:
+    """Wait for a checkpoint of a trial (a pattern below the root), and return the trial's folder."""
     deadline = time.monotonic() + 300
     while True:
-        found = [path for path in root.rglob("step-*") if path.parents[1].name == trial]
-        if any(int(path.name.split("-")[1]) >= steps for path in found):
-            return found[0].parents[1]
+        for path in root.glob(f"{trial}/checkpoints/step-*"):
+            if int(path.name.split("-")[1]) >= steps:
+                return path.parents[1]
         assert process.poll() is None, logs(root)
         assert time.monotonic() < deadline, logs(root)
         time.sleep(0.05)
@@ -490,37 +490,43 @@ def wait_for_steps(root: Path, process: subprocess.Popen[bytes], trial: str, ste
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_search_ends_as_an_uninterrupted_one(tmp_path, tiny_shards, toy):
-    root = make_project(tmp_path / "killed", tiny_shards, (1, 2, 3), **LONG)
+def test_killed_search_ends_as_an_uninterrupted_one(tmp_path, tiny_shards):
+    """Driver and Ray die together while the second trial trains; the reference is trained in this process."""
+    root = make_project(tmp_path / "killed", tiny_shards, (1, 2), **LONG)
     process = start(root, STAGE_SCRIPT)
-    folder = wait_for_steps(root, process, "seed-2", 16)
+    folder = wait_for_steps(root, ".work/runs/*/*/trials/seed-2", process, 16)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    work = folder.parents[1]
-    assert trainings(work) == {"seed-1": 1, "seed-2": 1}
-    before = (folder.parent / "seed-1" / "worker-0.log").stat()
+    assert trainings(folder.parents[1]) == {"seed-1": 1, "seed-2": 1}
     again = start(root, STAGE_SCRIPT)  # at once, beside whatever of the first is still dying
-    wait_for_steps(root, again, "seed-3", 4)
-    text = (folder / "worker-0.log").read_text()
-    assert trainings(work) == {"seed-1": 1, "seed-2": 2, "seed-3": 1}
-    assert (folder.parent / "seed-1" / "worker-0.log").stat().st_mtime_ns == before.st_mtime_ns
-    assert int(text.rsplit("resumed at step ", 1)[1].split()[0]) >= 16
     assert again.wait(timeout=300) == 0, logs(root)
     psutil.wait_procs(family, timeout=60)
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
-    (toy / "params" / "tiny.yaml").write_text((root / "params" / "tiny.yaml").read_text())
-    run_stage(INSTANCE, make_settings(toy))
-    killed, whole = (json.loads((r / "runs/tiny/toy_search/trials.json").read_text()) for r in (root, toy))
-    assert [{**row, "run_id": None} for row in killed] == [{**row, "run_id": None} for row in whole]
-    assert len(whole[0]["curve"]) == 4
-    for name in ("seed-1", "seed-2", "seed-3"):
-        paths = [r / "runs/tiny/toy_search/trials" / name / "predictions.npz" for r in (root, toy)]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert {name: len(found) for name, found in children(root).items()} == {
-        "toy_search@tiny": 1, "seed-1": 1, "seed-2": 1, "seed-3": 1
-    }  # fmt: skip
+    runs = children(root)
+    assert {name: len(found) for name, found in runs.items()} == {"toy_search@tiny": 1, "seed-1": 1, "seed-2": 1}
+    settings = make_settings(root)
+    texts = {
+        name: download_artifacts(settings, runs[name][0].info.run_id, "logs/worker-0.log", tmp_path / name).read_text()
+        for name in ("seed-1", "seed-2")
+    }
+    assert {name: text.count("training from") for name, text in texts.items()} == {"seed-1": 1, "seed-2": 2}
+    assert int(texts["seed-2"].split("resumed at step ")[1].split()[0]) >= 16
+
+    output, work = root / "runs/tiny/toy_search", tmp_path / "whole"
+    work.mkdir()
+    trials = [make_trial(f"seed-{seed}", seed=seed, **LONG) for seed in (1, 2)]
+    whole = run_search(Listed(trials), make_job(work, tiny_shards), make_settings(work), metric=METRIC)
+    rows = json.loads((output / "trials.json").read_text())
+    for row, outcome in zip(rows, whole, strict=True):
+        assert (row["name"], row["status"], row["steps"]) == (outcome.trial.name, "finished", outcome.steps)
+        assert (row["value"], row["metrics"]) == (outcome.value, outcome.metrics)
+        assert [tuple(point) for point in row["curve"]] == outcome.curve
+        assert len(outcome.curve) == 4
+        paths = [output / "trials" / row["name"], work / "trials" / row["name"] / "result"]
+        one, other = ((path / "predictions.npz").read_bytes() for path in paths)
+        assert one == other
 
 
 TRIALS_SCRIPT = """
@@ -556,7 +562,7 @@ def test_trials_on_ray_die_fail_and_are_stopped_on_their_own(tmp_path, tiny_shar
     work.mkdir()
     script = TRIALS_SCRIPT.replace("sys.argv[1]", repr(__file__)).replace("sys.argv[2]", repr(str(work)))
     process = start(work, script.replace("sys.argv[3]", repr(str(tiny_shards))), FOVEA_SEARCH_TRIALS="2")
-    folder = wait_for_steps(work, process, "alone", 16)
+    folder = wait_for_steps(work, "trials/alone", process, 16)
     os.kill(int((folder / "lock").read_text()), signal.SIGKILL)  # the holder's pid is in its lock file
     assert process.wait(timeout=400) == 0, logs(work)
     rows = {name: rest for name, *rest in json.loads((work / "outcomes.json").read_text())}
