@@ -5,10 +5,12 @@ something that it shows has changed, so a second call costs little.
 """
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +86,33 @@ def write_report(settings: Settings, dataset: str | None = None) -> Path:
                 if shown.facts is not None and stale and dataset in (None, group):
                     _write(folder / shown.page, "version.html.j2", **_version_page(settings, shown))
                     new[shown.page] = state
-    _write(folder / "index.html", "index.html.j2", datasets=[_dataset(n, v) for n, v in sorted(groups.items())])
+    pages = copy_pages(settings)
+    names = sorted({*groups, *pages})
+    datasets = [_dataset(name, groups.get(name, [])) | {"pages": pages.get(name, [])} for name in names]
+    _write(folder / "index.html", "index.html.j2", datasets=datasets)
     write_text(state_file, json.dumps(new, indent=1, sort_keys=True) + "\n")
     return folder / "index.html"
+
+
+def copy_pages(settings: Settings) -> dict[str, list[dict[str, str]]]:
+    """Copy the pages that report stages made beside the index: data set → links, sorted by stage."""
+    from training.registry import all_stages
+
+    found: dict[str, list[dict[str, str]]] = {}
+    reports = sorted(stage.name for stage in all_stages().values() if stage.kind == "report")
+    for run in sorted(settings.runs.iterdir()) if settings.runs.is_dir() else []:
+        for stage in reports:
+            page = run / stage / "page.html"
+            if not page.exists():
+                continue
+            text = page.read_text()
+            title = re.search(r"<title>(.*?)</title>", text, re.DOTALL)
+            target = settings.reports / f"{run.name}-{stage}.html"
+            if not target.exists() or target.read_text() != text:
+                write_text(target, text)
+            link = {"href": target.name, "title": unescape(title[1]).strip() if title else stage}
+            found.setdefault(run.name, []).append(link)
+    return found
 
 
 def _load(registry: Registry, version: Version, target: Path) -> Shown:

@@ -114,3 +114,23 @@ def test_film_strip_draws_the_patch_where_it_is():
     assert first[56:60, 60:110].max() > 100  # upper edge of the patch in the lower right quarter
     assert first[:50, :50].max() < 60
     assert second[:4, :50].max() > 100
+
+
+def test_pages_of_report_stages_are_copied_and_linked(registered, tmp_path):
+    from training.core.report import copy_pages
+
+    settings = registered.settings.model_copy(update={"root": tmp_path})
+    assert copy_pages(settings) == {}
+    folder = settings.runs / "demo" / "resnet_rs_scaling"
+    folder.mkdir(parents=True)
+    (settings.runs / "demo" / "not_a_stage").mkdir()
+    (settings.runs / "demo" / "not_a_stage" / "page.html").write_text("<title>no</title>")
+    settings.reports.mkdir()
+    (folder / "page.html").write_text("<html><title>Scaling &amp; more</title>first</html>")
+    link = {"href": "demo-resnet_rs_scaling.html", "title": "Scaling & more"}
+    assert copy_pages(settings) == {"demo": [link]}
+    copied = settings.reports / link["href"]
+    assert "first" in copied.read_text()
+    (folder / "page.html").write_text("<html><title>Scaling</title>second</html>")
+    copy_pages(settings)
+    assert "second" in copied.read_text()
