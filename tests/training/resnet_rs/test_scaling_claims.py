@@ -56,8 +56,8 @@ def config(values: dict[str, Any], task: str, frames: int, size: int, seed: int)
         "decay": "kernels",
     }  # fmt: skip
     recipe = {
-        "steps": STEPS[task], "seed": seed, "optim": optim, "clip_grad_norm": 5.0, "ema_decay": None, "precision": "fp32",
-        "eval_every": 0, "keep": "last",
+        "steps": STEPS[task], "seed": seed, "optim": optim, "clip_grad_norm": 5.0, "ema_decay": None,
+        "precision": "fp32", "eval_every": 0, "keep": "last",
     }  # fmt: skip
     point = {"depth": 26, "width": 0.25, "frames": frames, "size": size, "seed": seed}
     changed = at_point({"data": data, "model": model, "fit": recipe, **point})
