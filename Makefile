@@ -57,7 +57,7 @@ demo: setup  ## the whole chain on a small made-up data set: videos, shards, fiv
 
 test: setup  ## all tests: the quick ones, then those with many processes
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m slow --timeout=600
+	$(BIN)/python -m pytest -m slow --timeout=600 -n 2 --dist loadfile  # they wait for processes more than they compute
 
 lint: setup  ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

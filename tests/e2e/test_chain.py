@@ -132,3 +132,42 @@ def test_push_and_pull_bring_models_and_shards_to_another_checkout(
         assert files
         for path in files:
             assert (other / path.relative_to(project)).read_bytes() == path.read_bytes()
+
+
+def test_a_sweep_runs_as_stages_and_its_report_follows_the_grid(project: Path, reproduced: dict) -> None:
+    """3D ResNet-RS on the same videos: planned grid, search at equal cost, page; nothing is trained twice."""
+    lists, params = project / "params.yaml", project / "params/demo.yaml"
+    before = {path: path.read_text() for path in (lists, params)}
+    tiny = yaml.safe_load((project / "tests/params.tiny.yaml").read_text())
+    sections = {name: values for name, values in tiny.items() if name.startswith("resnet_rs_")}
+    grid = {"depth": [26], "frames": [2, 4], "size": [32], "width": [0.125], "seed": [0]}
+    try:
+        params.write_text(before[params] + "\n" + yaml.safe_dump(sections))
+        values = yaml.safe_load(before[lists])
+        lists.write_text(yaml.safe_dump({**values, "resnet_rs": ["demo"], "resnet_rs_grid": grid}))
+        command = [sys.executable, "-m", "flows.reproduce", "demo", "--target", "resnet_rs_scaling"]
+        run(project, reproduced, *command)
+        results = project / "runs/demo"
+        first = {path: path.stat().st_mtime_ns for path in results.glob("resnet_rs_grid/*/metrics.json")}
+        assert len(first) == 2
+        trials = json.loads((results / "resnet_rs_search/trials.json").read_text())
+        assert {trial["status"] for trial in trials} <= {"finished", "stopped"}
+        report = json.loads((results / "resnet_rs_scaling/metrics.json").read_text())
+        assert report["val/trainings"] == 2 + sum(trial["status"] == "finished" for trial in trials)
+        page = (results / "resnet_rs_scaling/page.html").read_text()
+        assert "26-4-32" in page
+        stale = set(json.loads(run(project, reproduced, "dvc", "status", "--json").stdout))
+        made = ("resnet_rs_grid@", "resnet_rs_search@", "resnet_rs_scaling@")
+        assert not any(name.startswith(made) for name in stale), stale
+        # Another grid: one new point, one gone; the point that stays is not trained again, the report follows.
+        other = {**grid, "frames": [4, 6]}
+        lists.write_text(yaml.safe_dump({**values, "resnet_rs": ["demo"], "resnet_rs_grid": other}))
+        run(project, reproduced, *command)
+        kept = results / "resnet_rs_grid/26-4-32-0.125-0/metrics.json"
+        assert kept.stat().st_mtime_ns == first[kept]
+        page = (results / "resnet_rs_scaling/page.html").read_text()
+        assert "26-6-32" in page
+        assert "26-2-32" not in page
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
