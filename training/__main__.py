@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from infra.environment import apply_defaults
 from infra.settings import Settings
@@ -45,7 +45,7 @@ def list_(
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("instance", "kind", "primary metric", "upstream")
+    table = Table(Column("instance", no_wrap=True), "kind", "primary metric", "upstream")
     for row in rows:
         table.add_row(row["stage"], row["kind"], row["metric"], ", ".join(row["upstream"]) or "shards")
     Console().print(table)

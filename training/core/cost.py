@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.core.config import ConfigError
 from training.core.system import CostRow
 from training.registry import FAMILIES, load_family
 
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-class CostError(ValueError):
+class CostError(ConfigError):
     """A model or setting that the cost command does not know; the message lists what there is."""
 
 
