@@ -80,7 +80,8 @@ def scatter(
     ends = [value for mark in marks for value in (mark.y, mark.low, mark.high) if value is not None]
     pad = max(0.08 * (max(ends) - min(ends)), 0.01)
     rows = _rule_rows(rules, min(places), span, width)
-    top = 26 + 16 * (max(rows, default=-1) + 1)
+    # Below the names of the rules there is room for the label of a mark at the upper edge.
+    top = 26 + 16 * (max(rows, default=-1) + 1) + (14 if rules else 0)
     frame = Frame(
         width,
         height,

@@ -47,7 +47,7 @@ def cloud(result: Scaling, records: Sequence[Record]) -> str:
 def _rules(result: Scaling) -> list[tuple[float, str]]:
     """Return lines of equal cost: the levels of a search, or else costs at which configurations are compared."""
     if result.levels:
-        return [(level.gmac, f"{level.name} {gmac(level.gmac)}") for level in result.levels]
+        return [(level.gmac, level.name) for level in result.levels]
     costs: list[float] = []
     for cost in sorted((c.gmac_first * c.gmac_second) ** 0.5 for c in result.comparisons):
         if not costs or cost > (1 + 2 * result.tolerance) * costs[-1]:

@@ -129,7 +129,7 @@ def test_search_of_stopped_trials_only(search, page):
     assert read.count("none finished") == 3
     assert read.count(" 100 stopped ") == 9
     assert "<pre>" not in text
-    positions = [read.index(f"{level} 25-") for level in ("small", "medium", "large")]
+    positions = [read.rindex(f"{level} 25-") for level in ("small", "medium", "large")]
     assert positions == sorted(positions)
 
 
