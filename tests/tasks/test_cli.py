@@ -1,15 +1,20 @@
 """`python -m tasks` as a process: light start, exit codes, messages without traceback."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data_specs.load import load_spec
 from infra.settings import Settings
 from tasks.ops.listing import read_manifest, write_manifest
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -93,8 +98,16 @@ def test_controlled_task_becomes_a_data_set(root: Path) -> None:
     done = run(root, "data", "synth", "speed", "data/raw/pace", *numbers)
     assert done.returncode == 0, done.stderr
     assert "16 videos of 4 classes in data/raw/pace" in done.stdout
-    done = run(root, "data", "init", "data/raw/pace", "--yes")
+    shutil.copytree(ROOT / "params" / "templates", root / "params" / "templates")
+    shutil.copy(ROOT / "params.yaml", root)
+    done = run(root, "data", "init", "data/raw/pace", "--system", "resnet_rs", "--yes")
     assert done.returncode == 0, done.stderr
+    done = run(root, "data", "add-system", "pace", "adafocus")
+    assert done.returncode == 0, done.stderr
+    lists = yaml.safe_load((root / "params.yaml").read_text())
+    assert [lists[name][-1] for name in ("datasets", "resnet_rs", "adafocus")] == ["pace"] * 3
+    sections = yaml.safe_load((root / "params" / "pace.yaml").read_text())
+    assert {"resnet_rs_fit", "resnet_rs_search", "adafocus_policy"} <= set(sections)
     spec = load_spec("pace", root / "data_specs" / "datasets")
     assert spec.labels == ("speed_1", "speed_3", "speed_5", "speed_7")
     assert spec.parts[0].split == "official"
