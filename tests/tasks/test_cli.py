@@ -13,7 +13,6 @@ from data_specs.load import load_spec
 from infra.settings import Settings
 from tasks.ops.listing import read_manifest, write_manifest
 
-
 ROOT = Path(__file__).parents[2]
 
 
