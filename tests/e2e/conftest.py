@@ -53,6 +53,7 @@ def project_env() -> dict[str, str]:
         **env,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "FOVEA_TRAIN_WORKERS": "0",
+        "FOVEA_TRAIN_CPUS_PER_WORKER": "1",  # another test runs beside this one
         "FOVEA_PROGRESS": "false",
         "FOVEA_DEVICE": "cpu",
     }
