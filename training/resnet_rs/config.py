@@ -112,12 +112,17 @@ def at_point(values: Mapping[str, Any]) -> dict[str, Any]:
         size = int(values["size"])
         ratio = transform["eval_short_side"] / transform["size"]
         model |= {key: values[key] for key in ("depth", "width", "pool_t", "temporal", "se_ratio") if key in values}
-        transform |= {"eval_short_side": round(size * ratio), "size": size, "eval_size": None}
+        transform |= {"eval_short_side": evaluated_short_side(size, ratio), "size": size, "eval_size": None}
         data |= {"num_frames": int(values["frames"]), "transform": transform}
         fit |= {"seed": int(values["seed"])}
     except (KeyError, TypeError, ValueError):
         return result  # validation names what is missing
     return result | {"model": model, "data": data, "fit": fit}
+
+
+def evaluated_short_side(size: int, ratio: float) -> int:
+    """Return the short side at evaluation, pixels, that is to a size what it was to another."""
+    return round(size * ratio)
 
 
 class Space(Strict):

@@ -246,20 +246,31 @@ def record_from_folder(folder: Path, **settings: Any) -> Record:
     """
     import json
 
-    from training.core.evaluate import Predictions
-
     metrics = json.loads((folder / "metrics.json").read_text())
     missing = [name for name in ("val/gmac_per_view", "val/params") if name not in metrics]
     if missing:
         raise RecordError(f"{folder / 'metrics.json'} lacks {', '.join(missing)}; evaluate again with this version")
-    predictions = Predictions.load(folder / "predictions.npz")
-    if predictions.label.ndim != 1:
-        raise RecordError(f"{folder / 'predictions.npz'}: labels of shape {predictions.label.shape} have no top-1")
+    key, label, correct = evaluated_clips(folder / "predictions.npz")
     return Record(
         gmac=float(metrics["val/gmac_per_view"]),
         params=int(metrics["val/params"]),
-        key=predictions.key,
-        label=predictions.label,
-        correct=predictions.scores.argmax(axis=1) == predictions.label,
+        key=key,
+        label=label,
+        correct=correct,
         **settings,
     )
+
+
+def evaluated_clips(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return keys, labels and whether the top class is the label, of a `predictions.npz`.
+
+    Raises:
+        RecordError: labels are not one class per clip.
+    """
+    from training.core.evaluate import Predictions
+
+    predictions = Predictions.load(path)
+    if predictions.label.ndim != 1:
+        raise RecordError(f"{path}: labels of shape {predictions.label.shape} have no top-1")
+    correct = np.asarray(predictions.scores.argmax(axis=1) == predictions.label)
+    return predictions.key, predictions.label, correct

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.backbones.resnet3d_layout import BLOCKS, conv_macs
-from training.core.evaluate import Predictions
 from training.core.pages import write_text
-from training.resnet_rs.config import ScalingConfig
-from training.resnet_rs.records import Record, RecordError
+from training.resnet_rs.config import ScalingConfig, evaluated_short_side
+from training.resnet_rs.records import Record, evaluated_clips
 from training.resnet_rs.scaling import Allowed, analyse
+from training.resnet_rs.scaling_next import Place, default_sections
 from training.resnet_rs.scaling_page import render
 
 
@@ -44,6 +44,7 @@ class ScalingReport:
             records,
             self.cost,
             Allowed(depth=tuple(sorted(BLOCKS)), width=tuple(sorted({record.width for record in records}))),
+            sections=self.sections,
             resamples=self.config.bootstrap,
             seed=self.config.seed,
         )
@@ -61,6 +62,15 @@ class ScalingReport:
         layout = self.config.model.model_copy(update={"depth": depth, "width": width}).layout()
         return conv_macs(layout, frames, size, self.num_classes) / 1e9
 
+    def sections(self, place: Place) -> dict[str, dict[str, Any]]:
+        """Return the settings of a place on the axes, for the params file; the short side keeps its ratio."""
+        sections = default_sections(place)
+        transform = self.config.data.transform
+        size = place[2]
+        short_side = evaluated_short_side(size, transform.eval_short_side / transform.size)
+        sections["resnet_rs_data"]["transform"] = {"size": size, "eval_short_side": short_side}
+        return sections
+
     def records(self) -> Iterator[Record]:
         """Yield the trainings of the grid, then those of the search."""
         for folder in self.results["resnet_rs_grid"]:
@@ -76,7 +86,7 @@ FACTS = ("depth", "frames", "size", "pool_t", "seed", "width", "temporal", "se_r
 def grid_record(folder: Path) -> Record:
     """Read a point of the grid from its run folder."""
     config = json.loads((folder / "config.json").read_text())
-    key, label, correct = _clips(folder / "predictions.npz")
+    key, label, correct = evaluated_clips(folder / "predictions.npz")
     return Record(
         name=folder.name,
         source="grid",
@@ -100,7 +110,9 @@ def search_records(folder: Path) -> Iterator[Record]:
         finished = row["status"] == "finished"
         facts = row["facts"]
         arrays = (none.astype(str), none.astype(np.int64), none.astype(bool))
-        key, label, correct = _clips(folder / "trials" / row["name"] / "predictions.npz") if finished else arrays
+        key, label, correct = (
+            evaluated_clips(folder / "trials" / row["name"] / "predictions.npz") if finished else arrays
+        )
         yield Record(
             name=row["name"],
             source="search",
@@ -125,12 +137,3 @@ def _measured(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "params": int(metrics["val/params"]),
         **{name: model[name] for name in ("pool_t", "temporal", "se_ratio")},
     }
-
-
-def _clips(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return keys, labels and whether the top class is the label."""
-    predictions = Predictions.load(path)
-    if predictions.label.ndim != 1:
-        raise RecordError(f"{path}: labels of shape {predictions.label.shape} have no top-1")
-    correct = np.asarray(predictions.scores.argmax(axis=1) == predictions.label)
-    return predictions.key, predictions.label, correct
