@@ -41,7 +41,7 @@ def unfold_frames(images_NCHW: Tensor, batch: int, frames: int) -> Tensor:
     return images_NCHW.view(batch, frames, *images_NCHW.shape[1:]).transpose(1, 2)
 
 
-def _pad(x: Tensor, amounts: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
+def pad_for_conv(x: Tensor, amounts: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
     """Return x, padded with 0 if the convolution cannot do it, and what the convolution is to add on both sides."""
     if all(before == after for before, after in amounts):
         return x, [before for before, _ in amounts]
@@ -110,11 +110,11 @@ class FoldedConv3d(nn.Conv3d):
         return [pad_amounts(size, kernel, stride, self.padding_kind) for size, kernel, stride in sizes]
 
     def _direct(self, x_BCTHW: Tensor) -> Tensor:
-        padded, padding = _pad(x_BCTHW, self._amounts(x_BCTHW))
+        padded, padding = pad_for_conv(x_BCTHW, self._amounts(x_BCTHW))
         return F.conv3d(padded, self.weight, None, self.stride, padding)
 
     def _images(self, images_NCHW: Tensor, weight: Tensor, amounts: Sequence[tuple[int, int]]) -> Tensor:
-        padded, padding = _pad(images_NCHW, amounts)
+        padded, padding = pad_for_conv(images_NCHW, amounts)
         return F.conv2d(padded, weight, None, self.stride[1:], padding)
 
     def _per_frame(self, x_BCTHW: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ def truncated_normal_(weight: Tensor, std: float) -> Tensor:
         return weight.uniform_(-bound, bound).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2 * std, 2 * std)
 
 
-def variance_scaling_(weight: Tensor) -> Tensor:
-    """Fill a weight (out, in, …) from a normal distribution cut off at two deviations, with the variance 1/fan-in.
+def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
+    """Fill a weight (out, in, …) from a normal distribution cut off at two deviations, with the variance scale/fan-in.
 
-    Keras' default `VarianceScaling`. The variance is that after the cut.
+    Keras' `VarianceScaling`, with a scale of 2 its `HeNormal`. The variance is that after the cut.
     """
     fan_in = math.prod(weight.shape[1:])
-    return truncated_normal_(weight, math.sqrt(1 / fan_in) / TRUNCATED_STD)
+    return truncated_normal_(weight, math.sqrt(scale / fan_in) / TRUNCATED_STD)
