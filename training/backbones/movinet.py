@@ -1,15 +1,13 @@
-"""MoViNet (Kondratyuk et al. 2021): searched mobile video networks, base and stream.
+"""MoViNet (Kondratyuk et al. 2021, arXiv 2103.11511): searched mobile video networks, base and stream.
 
 The architecture is a `MoViNetLayout`, what is made of it a `Variant`. A stream's state is an argument and a result:
 
     state = net.initial_state(batch=1, size=(172, 172))
     for clip in clips:                      # any number of frames each
         logits, state = net.stream(clip, state)
-
-Section numbers in this package are those of `training/movinet/README.md`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -17,223 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.backbones.movinet_layout import (
-    Activation,
-    Gate,
-    MoViNetLayout,
-    Place,
-    Variant,
-    gate_widths,
-    places,
-)
+from training.backbones.movinet_layers import Bottleneck, ConvNorm, Past, activate, frame_means
+from training.backbones.movinet_layout import MoViNetLayout, Variant, places
 from training.layers.conv3d import fold_frames
-from training.layers.drop_path import DropPath
 from training.layers.initial import truncated_normal_, variance_scaling_
-from training.layers.streaming import (
-    DepthwiseConv3d,
-    SameConv2d,
-    State,
-    TemporalConv,
-    positional_encoding,
-    running_mean,
-)
+from training.layers.streaming import SameConv2d, State, running_mean
 
-__all__ = ["Answers", "MoViNet", "StreamStep", "activate", "gate_value"]
+__all__ = ["Answers", "MoViNet", "StreamStep"]
 
 Answers = Literal["last", "running", "frame"]
 """One answer after the last frame (B,K); the answer so far after each frame (B,T,K); each frame's own (B,T,K), pooled
 over its places only (what earlier frames left in the buffers still counts)."""
 
-Past = Mapping[str, Tensor] | None
-Norm = Callable[[int], nn.Module]
-
 COUNT = "count"
 HEAD = "head"
-
-
-def activate(x: Tensor, kind: Activation) -> Tensor:
-    """Apply an activation, in place where no gradient is wanted."""
-    inplace = not torch.is_grad_enabled()
-    return F.silu(x, inplace=inplace) if kind == "silu" else F.hardswish(x, inplace=inplace)
-
-
-def gate_value(x: Tensor, kind: Gate) -> Tensor:
-    """Return the gate of a pre-activation; the two hard sigmoids are not the same function."""
-    if kind == "sigmoid":
-        return torch.sigmoid(x)
-    return F.hardsigmoid(x) if kind == "hard_sigmoid" else (0.2 * x + 0.5).clamp(0, 1)
-
-
-class ConvNorm(nn.Module):
-    """2-D convolution of the frames, batch normalisation, and an activation where one is named."""
-
-    def __init__(self, conv: nn.Module, channels: int, norm: Norm, activation: Activation | None) -> None:
-        super().__init__()
-        self.conv, self.norm, self.activation = conv, norm(channels), activation
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N,C,H,W) → (N,channels,⌈H/stride⌉,⌈W/stride⌉)."""
-        images = self.norm(self.conv(images))
-        return images if self.activation is None else activate(images, self.activation)
-
-
-class Depthwise(nn.Module):
-    """Depthwise part of a bottleneck: k_t×k×k at once, or 1×k×k and then k_t×1×1, each with its own normalisation."""
-
-    def __init__(self, channels: int, kernel: tuple[int, int], stride: int, variant: Variant, norm: Norm) -> None:
-        super().__init__()
-        temporal, side = kernel
-        self.activation = variant.activation
-        self.spatial: ConvNorm | None = None
-        self.temporal: nn.Module | None = None
-        if temporal == 1 or variant.conv == "2plus1d":
-            conv = SameConv2d(channels, channels, side, stride, groups=channels)
-            self.spatial = ConvNorm(conv, channels, norm, variant.activation)
-        if temporal > 1:
-            self.temporal = (
-                TemporalConv(channels, temporal, causal=variant.causal)
-                if variant.conv == "2plus1d"
-                else DepthwiseConv3d(channels, kernel, stride, causal=variant.causal)
-            )
-            self.norm = norm(channels)
-
-    def forward(self, images: Tensor, batch: int, key: str, past: Past, present: State | None) -> Tensor:
-        """(B·T,C,H,W) → (B·T,C,⌈H/stride⌉,⌈W/stride⌉); `key` names the buffer in the states."""
-        if self.spatial is not None:
-            images = self.spatial(images)
-        if self.temporal is not None:
-            images = activate(self.norm(self.temporal(images, batch, key, past, present)), self.activation)
-        return images
-
-
-class MixedDepthwise(nn.Module):
-    """Mean of several kernel options: how a supernet's weights are warmed up, and where it keeps the options."""
-
-    def __init__(
-        self, channels: int, kernels: Sequence[tuple[int, int]], stride: int, variant: Variant, norm: Norm
-    ) -> None:
-        super().__init__()
-        self.options = nn.ModuleDict(
-            {option_name(kernel): Depthwise(channels, kernel, stride, variant, norm) for kernel in kernels}
-        )
-
-    def forward(self, images: Tensor, batch: int, key: str, past: Past, present: State | None) -> Tensor:
-        """As `Depthwise`; has no state."""
-        if past is not None or present is not None:
-            raise ValueError("a mixture of kernels cannot stream; choose one kernel per layer")
-        outputs = [option(images, batch, key, None, None) for option in self.options.values()]
-        return torch.stack(outputs).mean(0) if len(outputs) > 1 else outputs[0]
-
-
-def option_name(kernel: tuple[int, int]) -> str:
-    """Return the name of a kernel option."""
-    return f"{kernel[0]}x{kernel[1]}x{kernel[1]}"
-
-
-class SqueezeExcite(nn.Module):
-    """Squeeze-excitation per frame: over the frame's mean, the (cumulative) mean over frames, or both (§5.3)."""
-
-    def __init__(self, expand: int, variant: Variant) -> None:
-        super().__init__()
-        inner, hidden = gate_widths(expand, variant.squeeze)
-        self.variant = variant
-        self.reduce, self.expand = nn.Linear(inner, hidden), nn.Linear(hidden, expand)
-        for layer in (self.reduce, self.expand):
-            variance_scaling_(layer.weight, 2.0)
-            nn.init.zeros_(layer.bias)
-        # At 0 the positional encoding starts without effect.
-        self.position = nn.Parameter(torch.zeros(())) if variant.positional else None
-
-    def forward(
-        self, images: Tensor, batch: int, count_B: Tensor, key: str, past: Past, present: State | None
-    ) -> Tensor:
-        """Multiply the frames (B·T,C,H,W) with their gates; `count_B` frames of each video came before."""
-        mean_BTC = frame_means(images).unflatten(0, (batch, -1))
-        squeeze, causal = self.variant.squeeze, self.variant.causal
-        seen = mean_BTC
-        if squeeze != "2d":
-            over_time = (
-                running_mean(mean_BTC, count_B, key, past, present) if causal else mean_BTC.mean(1, keepdim=True)
-            )
-            seen = over_time
-            if squeeze == "2plus3d":
-                seen = torch.cat([over_time.expand_as(mean_BTC), mean_BTC], dim=-1)
-        if self.position is not None:
-            time_BT = count_B[:, None] + torch.arange(mean_BTC.shape[1], device=images.device)
-            seen = seen + self.position * positional_encoding(time_BT, seen.shape[-1]).to(seen.dtype)
-        hidden = activate(self.reduce(seen.to(self.reduce.weight.dtype)), self.variant.activation)
-        gate_BTC = gate_value(self.expand(hidden), self.variant.gate)
-        gate_BTC = gate_BTC.expand(-1, mean_BTC.shape[1], -1).to(images.dtype)
-        return images * gate_BTC.flatten(0, 1)[:, :, None, None]
-
-
-def frame_means(images: Tensor) -> Tensor:
-    """Return the mean over places (N,C), at least float32."""
-    return images.mean((2, 3), dtype=torch.promote_types(images.dtype, torch.float32))
-
-
-class Skip(nn.Module):
-    """Skip connection where stride or channels change: average pooling, then a 1×1 convolution with normalisation."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
-        super().__init__()
-        self.stride = stride
-        self.conv, self.norm = SameConv2d(in_channels, out_channels, 1), norm(out_channels)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N,C,H,W) → (N,out_channels,⌈H/stride⌉,⌈W/stride⌉)."""
-        if self.stride == 2:
-            # TensorFlow's "same" average of 3×3, padded places not counted, for even and odd sides.
-            sides = (images.shape[2] % 2, images.shape[3] % 2)
-            images = F.avg_pool2d(images, 3, 2, sides, ceil_mode=True, count_include_pad=False)
-        return self.norm(self.conv(images))
-
-
-class Bottleneck(nn.Module):
-    """Inverted bottleneck with ReZero (§5.2): expand, depthwise, gate, project, times α (initially 0), plus skip.
-
-    Args:
-        place: the layer and its surroundings.
-        variant: base or stream.
-        norm: makes a batch norm.
-        drop_rate: of stochastic depth.
-        kernels: several kernel options instead of the layer's own (supernet).
-        project_skip: whether the skip has a convolution; None: where it must.
-    """
-
-    def __init__(
-        self,
-        place: Place,
-        variant: Variant,
-        norm: Norm,
-        drop_rate: float,
-        kernels: Sequence[tuple[int, int]] | None = None,
-        project_skip: bool | None = None,
-    ) -> None:
-        super().__init__()
-        width, layer = place.layer.expand, place.layer
-        self.name = place.name
-        self.expand = ConvNorm(SameConv2d(place.in_channels, width, 1), width, norm, variant.activation)
-        self.depthwise = (
-            Depthwise(width, layer.kernel, place.stride, variant, norm)
-            if kernels is None
-            else MixedDepthwise(width, kernels, place.stride, variant, norm)
-        )
-        self.gate = SqueezeExcite(width, variant) if layer.gate and variant.squeeze != "none" else None
-        self.project = ConvNorm(SameConv2d(width, place.out_channels, 1), place.out_channels, norm, None)
-        self.scale = nn.Parameter(torch.zeros(()))
-        self.drop_path = DropPath(drop_rate)
-        projects = place.projects_skip if project_skip is None else project_skip
-        self.skip = Skip(place.in_channels, place.out_channels, place.stride, norm) if projects else None
-
-    def forward(self, images: Tensor, batch: int, count_B: Tensor, past: Past, present: State | None) -> Tensor:
-        """(B·T,C,H,W) → (B·T,out,⌈H/stride⌉,⌈W/stride⌉)."""
-        branch = self.depthwise(self.expand(images), batch, f"{self.name}.conv", past, present)
-        if self.gate is not None:
-            branch = self.gate(branch, batch, count_B, f"{self.name}.pool", past, present)
-        branch = self.project(branch) * self.scale
-        branch = self.drop_path(branch.unflatten(0, (batch, -1))).flatten(0, 1)
-        return branch + (images if self.skip is None else self.skip(images))
 
 
 class MoViNet(nn.Module):
@@ -333,10 +128,7 @@ class MoViNet(nn.Module):
         if not self.variant.causal and answers == "running":
             raise ValueError("a base net has no running answer: it sees later frames")
         batch = video_BCTHW.shape[0]
-        if past is None:
-            count_B = torch.zeros(batch, dtype=torch.int64, device=video_BCTHW.device)
-        else:
-            count_B = past[COUNT]
+        count_B = _no_frames(video_BCTHW) if past is None else past[COUNT]
         images = self._features(video_BCTHW, count_B, past, present)
         pooled = frame_means(images).unflatten(0, (batch, -1))
         if self.variant.causal:
@@ -355,8 +147,7 @@ class MoViNet(nn.Module):
 
     def features_map(self, video_BCTHW: Tensor) -> Tensor:
         """Return the features before pooling, (B,P,T,h,w)."""
-        count_B = torch.zeros(video_BCTHW.shape[0], dtype=torch.int64, device=video_BCTHW.device)
-        images = self._features(video_BCTHW, count_B, None, None)
+        images = self._features(video_BCTHW, _no_frames(video_BCTHW), None, None)
         return images.unflatten(0, (video_BCTHW.shape[0], -1)).transpose(1, 2)
 
     def initial_state(
@@ -421,6 +212,10 @@ class MoViNet(nn.Module):
             raise ValueError("this is no state of a stream; `initial_state` makes one")
         if len(state[COUNT]) != video_BCTHW.shape[0]:
             raise ValueError(f"the state is of {len(state[COUNT])} videos, the clip of {video_BCTHW.shape[0]}")
+
+
+def _no_frames(video_BCTHW: Tensor) -> Tensor:
+    return torch.zeros(video_BCTHW.shape[0], dtype=torch.int64, device=video_BCTHW.device)
 
 
 class StreamStep(nn.Module):

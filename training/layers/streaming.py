@@ -1,7 +1,7 @@
 """Temporal operators of streams: they see no later frame, and what they need of earlier ones is handed on.
 
-State goes in and comes out; modules keep none. A video may be cut into calls anywhere: the answers are those of one call
-over the whole video, because the state holds exactly what zero padding (convolutions) and sums (means) would have seen.
+State goes in and comes out; modules keep none. A video may be cut into calls anywhere: the answers are those of one
+call over the whole video, because the state holds what convolutions and means have seen of the frames before.
 
 Frames are folded into the batch: images (B·T,C,H,W), in `torch.channels_last` memory, of B videos of T frames.
 """
