@@ -19,6 +19,7 @@ __all__ = [
     "ARCHITECTURES",
     "BASE",
     "STREAM",
+    "VARIANTS",
     "Block",
     "Layer",
     "MoViNetLayout",
@@ -203,6 +204,15 @@ class Variant:
 
 BASE = Variant(False, "3d", "3d", "silu", "sigmoid", "silu")
 STREAM = Variant(True, "2plus1d", "2plus3d", "hard_swish", "hard_sigmoid", "silu")
+
+VARIANTS: dict[str, Variant] = {
+    "base": BASE,
+    "base_2plus1d": replace(BASE, conv="2plus1d"),
+    "causal": replace(STREAM, conv="3d"),
+    "stream": STREAM,
+    "stream_positional": replace(STREAM, positional=True),
+}
+"""Name → variant. Published streams are `stream` for A0 to A2 and `stream_positional` for A3 to A5."""
 
 
 def _table(stem: int, project: int, blocks: str, head: int = 2048) -> dict[str, Any]:

@@ -14,13 +14,11 @@ from training.core.config import DataConfig
 from training.core.cost import count_macs, count_params
 from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput, System
 from training.core.transforms import ClipTransform
+from training.core.views import view_scores
 from training.core.weights import load_published
 from training.resnet_rs.config import NetConfig
 
 log = logging.getLogger(__name__)
-
-VIEWS_AT_ONCE = 32
-"""Views in one forward of evaluation: bounds memory, and is enough to fill a GPU."""
 
 
 class ResNetRS(System):
@@ -55,13 +53,7 @@ class ResNetRS(System):
 
     def view_scores(self, batch: ClipBatch) -> Tensor:
         """Return the class probabilities of each view, (B,V,K) fp32."""
-        video = batch.video_BCTHW
-        clips, channels, frames, *side = video.shape
-        # (B,C,V·T,H,W) → (B·V,C,T,H,W)
-        split = video.reshape(clips, channels, frames // self._num_frames, self._num_frames, *side)
-        views = split.transpose(1, 2).flatten(0, 1)
-        logits = torch.cat([self.net(part) for part in torch.split(views, VIEWS_AT_ONCE)])
-        return logits.float().softmax(-1).reshape(clips, -1, logits.shape[-1])
+        return view_scores(self.net, batch.video_BCTHW, self._num_frames)
 
     @override
     def networks(self) -> Iterable[nn.Module]:
