@@ -122,18 +122,37 @@ class DataConfig(Strict):
 class OptimConfig(Strict):
     """Optimizer, parameter groups and learning-rate schedule."""
 
-    name: Literal["sgd", "adam", "adamw"]
+    name: Literal["sgd", "adam", "adamw", "rmsprop"]
+    """`rmsprop` is TensorFlow's, not torch's (`training/core/rmsprop.py`); its weight decay is coupled, like sgd's."""
     lr: dict[str, float]
     """Learning rate by parameter-group name; each system names its groups. Rate at global batch size."""
     momentum: float = 0.9
-    """Only for sgd."""
+    """Only for sgd and rmsprop."""
     nesterov: bool = False
     """Only for sgd."""
+    rho: float | None = Field(default=None, ge=0, lt=1)
+    """Only for rmsprop: decay rate ρ of the average of squared gradients."""
+    eps: float | None = Field(default=None, gt=0)
+    """Only for rmsprop: ε, added to the average of squares inside the root."""
+    square_avg_init: Literal["zeros", "ones"] = "zeros"
+    """Only for rmsprop: the average of squares before the first step; Keras has zeros, timm's port ones."""
     weight_decay: float = Field(ge=0)
     decay: Literal["all", "kernels"] = "all"
     """`kernels`: only weights of convolutions and linear layers decay, no biases and no scales of normalisation."""
     schedule: Literal["cosine", "constant"]
     warmup_steps: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _of_this_optimizer(self) -> "OptimConfig":
+        rmsprop = self.name == "rmsprop"
+        for name, given in (("rho", self.rho is not None), ("eps", self.eps is not None)):
+            if given != rmsprop:
+                raise ValueError(f"{name} goes with the optimizer `rmsprop`, and only with it")
+        if self.square_avg_init != "zeros" and not rmsprop:
+            raise ValueError("square_avg_init goes with the optimizer `rmsprop`, and only with it")
+        if self.nesterov and self.name != "sgd":
+            raise ValueError(f"nesterov goes with the optimizer `sgd`, and {self.name} would ignore it")
+        return self
 
 
 class FitConfig(Strict):

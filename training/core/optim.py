@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from training.core.config import ConfigError, OptimConfig
+from training.core.rmsprop import RMSProp
 
 
 class GroupSummary(NamedTuple):
@@ -71,6 +72,18 @@ def build_optimizer(groups: dict[str, list[nn.Parameter]], config: OptimConfig) 
         described += [{"params": others, "lr": rate, "name": f"{name}/1d", "weight_decay": 0.0}] if others else []
     everything = [parameter for parameters in groups.values() for parameter in parameters]
     options: dict[str, Any] = {"weight_decay": config.weight_decay}
+    if config.name == "rmsprop":
+        assert config.rho is not None  # both by the config's validator
+        assert config.eps is not None
+        return RMSProp(
+            described,
+            lr=0.0,  # each group has its own
+            rho=config.rho,
+            eps=config.eps,
+            momentum=config.momentum,
+            square_avg_init=config.square_avg_init,
+            **options,
+        )
     # One kernel for all tensors; elsewhere torch chooses between foreach and a loop itself.
     if all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in everything):
         options["fused"] = True

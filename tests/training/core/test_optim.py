@@ -18,6 +18,8 @@ def config(**changes):
         "schedule": "cosine",
         "warmup_steps": 0,
     }
+    if changes.get("name") == "rmsprop":
+        values |= {"rho": 0.9, "eps": 1.0}
     return OptimConfig(**{**values, **changes})
 
 
@@ -104,7 +106,7 @@ def test_warmup_longer_than_the_stage():
         build_schedule(optimizer, config(), 0)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
 def test_resume_is_bit_equal(name, tmp_path):
     """Saved as the loop saves it, with `weights_only`."""
     settings = config(name=name, warmup_steps=2)
