@@ -164,6 +164,9 @@ class FitConfig(Strict):
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step."""
     clip_grad_norm: float | None
+    """Largest norm of all gradients together; None turns it off."""
+    clip_grad_each: float | None = Field(default=None, gt=0)
+    """Largest norm of each parameter's gradient by itself (Keras' `clipnorm`); not together with `clip_grad_norm`."""
     ema_decay: float | None
     """Decay of the exponential moving average of weights and buffers; None turns it off."""
     ema_warmup: bool = False
@@ -178,6 +181,12 @@ class FitConfig(Strict):
     """Which weights become the model: the last, or the best on `val` by the stage's primary metric."""
     checkpoint_every: int = Field(default=50, ge=1)
     log_every: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _one_clipping(self) -> "FitConfig":
+        if self.clip_grad_norm is not None and self.clip_grad_each is not None:
+            raise ValueError("clip_grad_norm and clip_grad_each exclude one another: set one of them to null")
+        return self
 
 
 class WeightsFile(Strict):

@@ -6,11 +6,11 @@ multiplies every group, and `describe_groups` is printed when a run starts.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from training.core.config import ConfigError, OptimConfig
@@ -92,6 +92,27 @@ def build_optimizer(groups: dict[str, list[nn.Parameter]], config: OptimConfig) 
     if config.name == "adam":
         return torch.optim.Adam(described, **options)
     return torch.optim.AdamW(described, **options)
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale each parameter's gradient, in place, to a norm of at most `limit` by itself (Keras' `clipnorm`).
+
+    Nothing waits for the device. A weight decay that the optimizer adds is not part of what is clipped.
+
+    Args:
+        parameters: on one device; those without a gradient are passed over.
+        limit: largest norm of one gradient.
+
+    Returns:
+        Norm of all gradients together before clipping, a scalar on the device.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = torch.stack(torch._foreach_norm(gradients))
+    torch._foreach_mul_(gradients, (limit / norms.clamp(min=limit)).unbind())
+    return torch.linalg.vector_norm(norms)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training.core.config import ConfigError, OptimConfig
-from training.core.optim import build_optimizer, build_schedule, describe_groups
+from training.core.optim import build_optimizer, build_schedule, clip_each, describe_groups
 
 
 def config(**changes):
@@ -189,3 +189,34 @@ def test_nesterov_is_torchs_own():
     for nesterov in (False, True):
         optimizer = build_optimizer(two_groups(), config(nesterov=nesterov))
         assert [group["nesterov"] for group in optimizer.param_groups] == [nesterov] * 2
+
+
+def test_each_gradient_is_clipped_by_itself():
+    """Keras' `clipnorm`: g·limit / max(|g|, limit), worked out by hand."""
+    gradients = [torch.tensor([[3.0, 4.0]]), torch.tensor([0.3, -0.4]), torch.tensor(-2.0), torch.zeros(3)]
+    parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    without = nn.Parameter(torch.ones(2))
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    norm = clip_each(iter([*parameters, without]), 1.0)
+    expected = [torch.tensor([[0.6, 0.8]]), gradients[1], torch.tensor(-1.0), gradients[3]]
+    for parameter, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, value)
+    assert without.grad is None
+    assert norm.item() == pytest.approx((25 + 0.25 + 4) ** 0.5)
+    assert clip_each([without], 1.0).item() == 0
+    # Control: one norm for all makes the small gradients smaller, too.
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    assert nn.utils.clip_grad_norm_(parameters, 1.0).item() == pytest.approx(norm.item())
+    assert parameters[1].grad.norm() < 0.1
+
+
+def test_a_gradient_that_is_not_finite_stays_so():
+    """The loop finds a diverged run by its loss; clipping must not hide it."""
+    for value in (math.nan, math.inf):
+        parameter, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+        parameter.grad, other.grad = torch.tensor([value, 1.0]), torch.tensor([0.1, 0.1])
+        assert not clip_each([parameter, other], 1.0).isfinite()
+        assert not parameter.grad.isfinite().all()
+        assert torch.equal(other.grad, torch.tensor([0.1, 0.1]))
