@@ -27,12 +27,21 @@ class GroupSummary(NamedTuple):
     parameters: int
 
 
-def build_optimizer(groups: dict[str, list[nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: dict[str, list[nn.Parameter]], config: OptimConfig, undecayed: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """Build the optimizer; each group's dict carries its `name` and its own base rate `initial_lr`.
+
+    Args:
+        groups: trainable parameters by group name.
+        config: its `lr` names the same groups.
+        undecayed: parameters without weight decay, beside those that `config.decay` leaves out (`System.undecayed`);
+            frozen ones are passed over.
 
     Raises:
         ConfigError: groups and `config.lr` do not name each other, or a rate is not a number ≥ 0.
-        ValueError: a group without parameters, with a frozen one, or a parameter in two places.
+        ValueError: a group without parameters, with a frozen one, a parameter in two places, or an undecayed
+            parameter that is trained and in no group.
     """
     without_rate = sorted(set(groups) - set(config.lr))
     without_group = sorted(set(config.lr) - set(groups))
@@ -62,14 +71,21 @@ def build_optimizer(groups: dict[str, list[nn.Parameter]], config: OptimConfig) 
                     f"{owner[id(parameter)]!r} and {name!r}"
                 )
             owner[id(parameter)] = name
+    exempt = {id(parameter): parameter for parameter in undecayed if parameter.requires_grad}
+    for key, parameter in exempt.items():
+        if key not in owner:
+            raise ValueError(f"an undecayed parameter of shape {tuple(parameter.shape)} is in no parameter group")
     described: list[dict[str, Any]] = []
     for name, parameters in groups.items():
-        rate = config.lr[name]
-        kernels = [p for p in parameters if config.decay == "all" or p.dim() > 1]
-        others = [p for p in parameters if config.decay == "kernels" and p.dim() <= 1]
-        described += [{"params": kernels, "lr": rate, "name": name}] if kernels else []
         # Biases and the scales of normalisation are the parameters with one axis.
-        described += [{"params": others, "lr": rate, "name": f"{name}/1d", "weight_decay": 0.0}] if others else []
+        flat = [p for p in parameters if config.decay == "kernels" and p.dim() <= 1]
+        taken = {id(p) for p in flat}
+        spared = [p for p in parameters if id(p) in exempt and id(p) not in taken]
+        decayed = [p for p in parameters if id(p) not in exempt and id(p) not in taken]
+        for suffix, members in (("", decayed), ("/1d", flat), ("/undecayed", spared)):
+            if members:
+                part: dict[str, Any] = {"params": members, "lr": config.lr[name], "name": f"{name}{suffix}"}
+                described.append(part if not suffix else {**part, "weight_decay": 0.0})
     everything = [parameter for parameters in groups.values() for parameter in parameters]
     options: dict[str, Any] = {"weight_decay": config.weight_decay}
     if config.name == "rmsprop":

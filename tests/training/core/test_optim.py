@@ -8,6 +8,7 @@ from torch import nn
 
 from training.core.config import ConfigError, OptimConfig
 from training.core.optim import build_optimizer, build_schedule, clip_each, describe_groups
+from training.core.system import System
 
 
 def config(**changes):
@@ -183,6 +184,61 @@ def test_only_kernels_decay_when_asked_for():
     # Control: by default everything decays.
     dense = build_optimizer(groups, config(lr={"main": 0.5}, weight_decay=0.1))
     assert [group["weight_decay"] for group in dense.param_groups] == [0.1]
+
+
+class Classifier(System):
+    """Convolution, norm, ReZero scalar, hidden layer and a classifier whose kernel shall not decay."""
+
+    def __init__(self, spare: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv3d(2, 3, 1), nn.BatchNorm3d(3)
+        self.alpha = nn.Parameter(torch.tensor(1.0))
+        self.hidden, self.classifier = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.spare = spare
+
+    def undecayed(self):
+        return [self.classifier.weight] if self.spare else ()
+
+
+@pytest.mark.parametrize(
+    ("decay", "spare", "expected"),
+    [
+        ("kernels", True, {"conv.weight", "hidden.weight"}),
+        ("kernels", False, {"conv.weight", "hidden.weight", "classifier.weight"}),
+        ("all", True, {name for name, _ in Classifier(False).named_parameters()} - {"classifier.weight"}),
+        ("all", False, {name for name, _ in Classifier(False).named_parameters()}),
+    ],
+)
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
+def test_what_the_system_spares_does_not_decay(name, decay, spare, expected):
+    system = Classifier(spare)
+    settings = config(name=name, lr={"main": 0.5}, weight_decay=0.1, decay=decay)
+    optimizer = system.optimizers(settings)["main"]
+    before = {key: value.detach().clone() + 1 for key, value in system.named_parameters()}  # nothing starts at zero
+    for key, parameter in system.named_parameters():
+        parameter.data.copy_(before[key])
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = {key for key, value in system.named_parameters() if not torch.equal(value, before[key])}
+    assert moved == expected
+    assert sum(row.tensors for row in describe_groups(optimizer)) == len(before)
+    names = [row.name for row in describe_groups(optimizer)]
+    assert names == ["main", *(["main/1d"] if decay == "kernels" else []), *(["main/undecayed"] if spare else [])]
+
+
+def test_spared_parameters_are_frozen_or_in_a_group():
+    groups = two_groups()
+    stranger = nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"undecayed parameter of shape .2, 2. is in no parameter group"):
+        build_optimizer(groups, config(), [stranger])
+    frozen = build_optimizer(groups, config(), [stranger.requires_grad_(False)])
+    assert [row.name for row in describe_groups(frozen)] == ["body", "head"]
+    # One that has a single axis is left out once, not twice.
+    optimizer = build_optimizer(groups, config(decay="kernels"), groups["head"])
+    assert [tuple(row) for row in describe_groups(optimizer)] == [
+        ("body", 0.1, 1, 12), ("body/1d", 0.1, 1, 3), ("head/1d", 1.0, 1, 2), ("head/undecayed", 1.0, 1, 6),
+    ]  # fmt: skip
 
 
 def test_nesterov_is_torchs_own():
