@@ -87,8 +87,16 @@ class DataConfig(Strict):
     `dense`: T frames `stride` apart, random start in training, centred in evaluation."""
     stride: int = Field(default=1, ge=1)
     """Only for `dense`."""
+    stride_jitter: int = Field(default=0, ge=0)
+    """Only for `dense`: r > 0 draws the stride of each training clip from the integers s with
+    max(1, stride − r) ≤ s < stride + r, as TensorFlow's pipeline does; evaluation keeps `stride`."""
+    centre: Literal["span", "period"] = "span"
+    """Only for `dense`: length of the clip that is centred at evaluation: from first to last frame, (T − 1)·stride + 1,
+    or T·stride, as TensorFlow's pipeline and the even spacing of `eval_clips` count it."""
     overrun: Literal["repeat", "loop"] = "repeat"
     """Only for `dense`: beyond the end of a short video its last frame repeats, or it starts again."""
+    short_start: Literal["first", "any"] = "first"
+    """Only for `overrun: loop`: where training starts in a video shorter than the clip: its first frame, or any."""
     eval_clips: int = Field(default=1, ge=1)
     """Only for `dense`: clips per video at evaluation, evenly spaced from its start to its end."""
     batch_size: int = Field(ge=1)
@@ -104,8 +112,21 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _dense_only(self) -> "DataConfig":
-        if self.sampling != "dense" and (self.eval_clips > 1 or self.stride > 1 or self.overrun != "repeat"):
-            raise ValueError("stride, overrun and eval_clips go with sampling `dense`, and only with it")
+        dense = (
+            self.eval_clips > 1,
+            self.stride > 1,
+            self.stride_jitter > 0,
+            self.centre != "span",
+            self.overrun != "repeat",
+        )
+        if self.sampling != "dense" and any(dense):
+            raise ValueError(
+                "stride, stride_jitter, centre, overrun and eval_clips go with sampling `dense`, and only with it"
+            )
+        if self.short_start != "first" and self.overrun != "loop":
+            raise ValueError("short_start goes with overrun `loop`, and only with it")
+        if self.centre != "span" and self.eval_clips > 1:
+            raise ValueError("centre is for one clip per video; the clips of eval_clips are spaced evenly")
         return self
 
     @property
@@ -138,7 +159,8 @@ class OptimConfig(Strict):
     """Only for rmsprop: the average of squares before the first step; Keras has zeros, timm's port ones."""
     weight_decay: float = Field(ge=0)
     decay: Literal["all", "kernels"] = "all"
-    """`kernels`: only weights of convolutions and linear layers decay, no biases and no scales of normalisation."""
+    """`kernels`: only weights of convolutions and linear layers decay, no biases and no scales of normalisation.
+    What a system names in `System.undecayed` never decays."""
     schedule: Literal["cosine", "constant"]
     warmup_steps: int = Field(ge=0)
 
