@@ -87,8 +87,16 @@ class DataConfig(Strict):
     `dense`: T frames `stride` apart, random start in training, centred in evaluation."""
     stride: int = Field(default=1, ge=1)
     """Only for `dense`."""
+    stride_jitter: int = Field(default=0, ge=0)
+    """Only for `dense`: r > 0 draws the stride of each training clip from the integers s with
+    max(1, stride − r) ≤ s < stride + r, as TensorFlow's pipeline does; evaluation keeps `stride`."""
+    centre: Literal["span", "period"] = "span"
+    """Only for `dense`: length of the clip that is centred at evaluation: from first to last frame, (T − 1)·stride + 1,
+    or T·stride, as TensorFlow's pipeline and the even spacing of `eval_clips` count it."""
     overrun: Literal["repeat", "loop"] = "repeat"
     """Only for `dense`: beyond the end of a short video its last frame repeats, or it starts again."""
+    short_start: Literal["first", "any"] = "first"
+    """Only for `overrun: loop`: where training starts in a video shorter than the clip: its first frame, or any."""
     eval_clips: int = Field(default=1, ge=1)
     """Only for `dense`: clips per video at evaluation, evenly spaced from its start to its end."""
     batch_size: int = Field(ge=1)
@@ -104,8 +112,21 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _dense_only(self) -> "DataConfig":
-        if self.sampling != "dense" and (self.eval_clips > 1 or self.stride > 1 or self.overrun != "repeat"):
-            raise ValueError("stride, overrun and eval_clips go with sampling `dense`, and only with it")
+        dense = (
+            self.eval_clips > 1,
+            self.stride > 1,
+            self.stride_jitter > 0,
+            self.centre != "span",
+            self.overrun != "repeat",
+        )
+        if self.sampling != "dense" and any(dense):
+            raise ValueError(
+                "stride, stride_jitter, centre, overrun and eval_clips go with sampling `dense`, and only with it"
+            )
+        if self.short_start != "first" and self.overrun != "loop":
+            raise ValueError("short_start goes with overrun `loop`, and only with it")
+        if self.centre != "span" and self.eval_clips > 1:
+            raise ValueError("centre is for one clip per video; the clips of eval_clips are spaced evenly")
         return self
 
     @property
@@ -122,18 +143,38 @@ class DataConfig(Strict):
 class OptimConfig(Strict):
     """Optimizer, parameter groups and learning-rate schedule."""
 
-    name: Literal["sgd", "adam", "adamw"]
+    name: Literal["sgd", "adam", "adamw", "rmsprop"]
+    """`rmsprop` is TensorFlow's, not torch's (`training/core/rmsprop.py`); its weight decay is coupled, like sgd's."""
     lr: dict[str, float]
     """Learning rate by parameter-group name; each system names its groups. Rate at global batch size."""
     momentum: float = 0.9
-    """Only for sgd."""
+    """Only for sgd and rmsprop."""
     nesterov: bool = False
     """Only for sgd."""
+    rho: float | None = Field(default=None, ge=0, lt=1)
+    """Only for rmsprop: decay rate ρ of the average of squared gradients."""
+    eps: float | None = Field(default=None, gt=0)
+    """Only for rmsprop: ε, added to the average of squares inside the root."""
+    square_avg_init: Literal["zeros", "ones"] = "zeros"
+    """Only for rmsprop: the average of squares before the first step; Keras has zeros, timm's port ones."""
     weight_decay: float = Field(ge=0)
     decay: Literal["all", "kernels"] = "all"
-    """`kernels`: only weights of convolutions and linear layers decay, no biases and no scales of normalisation."""
+    """`kernels`: only weights of convolutions and linear layers decay, no biases and no scales of normalisation.
+    What a system names in `System.undecayed` never decays."""
     schedule: Literal["cosine", "constant"]
     warmup_steps: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _of_this_optimizer(self) -> "OptimConfig":
+        rmsprop = self.name == "rmsprop"
+        for name, given in (("rho", self.rho is not None), ("eps", self.eps is not None)):
+            if given != rmsprop:
+                raise ValueError(f"{name} goes with the optimizer `rmsprop`, and only with it")
+        if self.square_avg_init != "zeros" and not rmsprop:
+            raise ValueError("square_avg_init goes with the optimizer `rmsprop`, and only with it")
+        if self.nesterov and self.name != "sgd":
+            raise ValueError(f"nesterov goes with the optimizer `sgd`, and {self.name} would ignore it")
+        return self
 
 
 class FitConfig(Strict):
@@ -145,6 +186,9 @@ class FitConfig(Strict):
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step."""
     clip_grad_norm: float | None
+    """Largest norm of all gradients together; None turns it off."""
+    clip_grad_each: float | None = Field(default=None, gt=0)
+    """Largest norm of each parameter's gradient by itself (Keras' `clipnorm`); not together with `clip_grad_norm`."""
     ema_decay: float | None
     """Decay of the exponential moving average of weights and buffers; None turns it off."""
     ema_warmup: bool = False
@@ -159,6 +203,12 @@ class FitConfig(Strict):
     """Which weights become the model: the last, or the best on `val` by the stage's primary metric."""
     checkpoint_every: int = Field(default=50, ge=1)
     log_every: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _one_clipping(self) -> "FitConfig":
+        if self.clip_grad_norm is not None and self.clip_grad_each is not None:
+            raise ValueError("clip_grad_norm and clip_grad_each exclude one another: set one of them to null")
+        return self
 
 
 class WeightsFile(Strict):

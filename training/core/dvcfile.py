@@ -12,7 +12,6 @@ stages of that kind stale on purpose.
 """
 
 import ast
-import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from training.core.stage import Kind, Stage, upstream_folder
+from training.core.stage import Kind, Stage, check_upstream, upstream_folder, upstream_stage
 from training.registry import FAMILIES, all_stages, family_of
 
 MARKER = (
@@ -48,6 +47,12 @@ OUTPUTS: Mapping[Kind, tuple[str, ...]] = {
 """Kind of stage → what it leaves in its run folder, beside metrics.json."""
 
 
+def outputs(stage: Stage) -> tuple[str, ...]:
+    """Return what a stage leaves in its run folder, beside metrics.json; trials that are scored leave no files."""
+    kept = [name for name in OUTPUTS[stage.kind] if name != "trials" or stage.scorer is None]
+    return (*kept, *stage.leaves)
+
+
 def training_entries(root: Path) -> dict[str, dict[str, Any]]:
     """Return the `stages:` entries of dvc.yaml for every registered stage, in registration order."""
     stages = all_stages()
@@ -60,6 +65,7 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, A
     run = f"runs/{data}/{stage.name}" + (f"/{suffix}" if suffix else "")
     family = family_of(stage.name)
     sources = family_sources(root, FAMILIES[family])
+    upstream = [path for name in stage.upstream for path in _upstream(stage, name, stages)]
     axes = {key: f"${{{values}}}" if isinstance(values, str) else list(values) for key, values in stage.matrix.items()}
     params: list[dict[str, Any]] = [
         {f"params/{data}.yaml": [stage.name, *sorted(set(stage.shared.values()))]},
@@ -72,9 +78,9 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, A
     return {
         "matrix": {"data": f"${{{family}}}", **axes},
         "cmd": f"exec python -m training run {stage.name}@{data}" + (f"-{suffix}" if suffix else ""),
-        "deps": [f"data/shards/{data}", *(_upstream(stage, name, stages) for name in stage.upstream), *sources],
+        "deps": [f"data/shards/{data}", *upstream, *sources],
         "params": params,
-        "outs": [f"{run}/{name}" for name in OUTPUTS[stage.kind]],
+        "outs": [f"{run}/{name}" for name in outputs(stage)],
         "metrics": [f"{run}/metrics.json"],
     }
 
@@ -83,23 +89,23 @@ def _named_axes(stages: Mapping[str, Stage], name: str) -> list[str]:
     return [values for values in stages[name].matrix.values() if isinstance(values, str)]
 
 
-def _upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> str:
-    """Return the path of what a stage reads of an upstream, after checking that there is one of that name.
+def _upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> list[str]:
+    """Return the paths of what a stage reads of an upstream, after checking that there is one of that name.
 
-    A report reads every instance of a stage: its whole folder (run.json is no output and in .dvcignore).
+    Of a search these are its leaves: what else it writes (all its trials) changes no stage that reads them. A report
+    reads every instance of a stage: its whole folder (run.json is no output and in .dvcignore).
     """
-    base, *items = name.split("-")
-    if base not in stages:
-        raise ValueError(f"stage {stage.name!r}: upstream {name!r} is not a registered stage")
+    base = upstream_stage(name)
     if stage.kind == "report":
-        if items:
+        if base not in stages:
+            raise ValueError(f"stage {stage.name!r}: upstream {name!r} is not a registered stage")
+        if base != name:
             raise ValueError(f"stage {stage.name!r}: a report reads all instances of {base!r}, not {name!r}")
-        return f"runs/${{item.data}}/{base}"
-    values = list(stages[base].matrix.values())
-    known = [f"{base}-{'-'.join(item)}" if item else base for item in itertools.product(*values)]
-    if any(isinstance(axis, str) for axis in values) or name not in known:
-        raise ValueError(f"stage {stage.name!r}: upstream {name!r} must be one of {', '.join(sorted(known))}")
-    return f"runs/${{item.data}}/{upstream_folder(name)}/model"
+        return [f"runs/${{item.data}}/{base}"]
+    check_upstream(stage, name, stages)
+    folder = f"runs/${{item.data}}/{upstream_folder(stage, None, name)}"
+    files = stages[base].leaves if stages[base].kind == "search" else ("model",)
+    return [f"{folder}/{file}" for file in files]
 
 
 def family_sources(root: Path, package: str) -> list[str]:

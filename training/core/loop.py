@@ -22,7 +22,7 @@ from training.core.checkpoint import Checkpoint, CheckpointError, load_newest, s
 from training.core.config import FitConfig
 from training.core.distributed import Group
 from training.core.failures import TrainingDiverged
-from training.core.optim import build_schedule, describe_groups
+from training.core.optim import build_schedule, clip_each, describe_groups
 from training.core.system import Loader, Logger, System
 
 log = logging.getLogger(__name__)
@@ -80,9 +80,11 @@ class _Context:
     def step(self, name: str = "main") -> dict[str, Tensor]:
         optimizer = self._optimizers[name]
         logs: dict[str, Tensor] = {}
+        params = [p for group in optimizer.param_groups for p in group["params"]]
         if self._config.clip_grad_norm is not None:
-            params = [p for group in optimizer.param_groups for p in group["params"]]
             logs["grad_norm"] = nn.utils.clip_grad_norm_(params, self._config.clip_grad_norm).detach()
+        elif self._config.clip_grad_each is not None:
+            logs["grad_norm"] = clip_each(params, self._config.clip_grad_each)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return logs
@@ -182,7 +184,7 @@ def fit(
             if not values.pop("finite"):
                 raise TrainingDiverged(
                     f"loss became NaN or infinite between step {step - window.last_count} and {step}; "
-                    "lower the learning rate or set clip_grad_norm"
+                    "lower the learning rate or set clip_grad_norm or clip_grad_each"
                 )
             rates = {f"lr/{g.get('name', name)}": g["lr"] for name, o in optimizers.items() for g in o.param_groups}
             hooks.log(step, {**{f"train/{k}": v for k, v in values.items()}, **rates})

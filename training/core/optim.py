@@ -6,14 +6,15 @@ multiplies every group, and `describe_groups` is printed when a run starts.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from training.core.config import ConfigError, OptimConfig
+from training.core.rmsprop import RMSProp
 
 
 class GroupSummary(NamedTuple):
@@ -26,12 +27,21 @@ class GroupSummary(NamedTuple):
     parameters: int
 
 
-def build_optimizer(groups: dict[str, list[nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: dict[str, list[nn.Parameter]], config: OptimConfig, undecayed: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """Build the optimizer; each group's dict carries its `name` and its own base rate `initial_lr`.
+
+    Args:
+        groups: trainable parameters by group name.
+        config: its `lr` names the same groups.
+        undecayed: parameters without weight decay, beside those that `config.decay` leaves out (`System.undecayed`);
+            frozen ones are passed over.
 
     Raises:
         ConfigError: groups and `config.lr` do not name each other, or a rate is not a number ≥ 0.
-        ValueError: a group without parameters, with a frozen one, or a parameter in two places.
+        ValueError: a group without parameters, with a frozen one, a parameter in two places, or an undecayed
+            parameter that is trained and in no group.
     """
     without_rate = sorted(set(groups) - set(config.lr))
     without_group = sorted(set(config.lr) - set(groups))
@@ -61,16 +71,35 @@ def build_optimizer(groups: dict[str, list[nn.Parameter]], config: OptimConfig) 
                     f"{owner[id(parameter)]!r} and {name!r}"
                 )
             owner[id(parameter)] = name
+    exempt = {id(parameter): parameter for parameter in undecayed if parameter.requires_grad}
+    for key, parameter in exempt.items():
+        if key not in owner:
+            raise ValueError(f"an undecayed parameter of shape {tuple(parameter.shape)} is in no parameter group")
     described: list[dict[str, Any]] = []
     for name, parameters in groups.items():
-        rate = config.lr[name]
-        kernels = [p for p in parameters if config.decay == "all" or p.dim() > 1]
-        others = [p for p in parameters if config.decay == "kernels" and p.dim() <= 1]
-        described += [{"params": kernels, "lr": rate, "name": name}] if kernels else []
         # Biases and the scales of normalisation are the parameters with one axis.
-        described += [{"params": others, "lr": rate, "name": f"{name}/1d", "weight_decay": 0.0}] if others else []
+        flat = [p for p in parameters if config.decay == "kernels" and p.dim() <= 1]
+        taken = {id(p) for p in flat}
+        spared = [p for p in parameters if id(p) in exempt and id(p) not in taken]
+        decayed = [p for p in parameters if id(p) not in exempt and id(p) not in taken]
+        for suffix, members in (("", decayed), ("/1d", flat), ("/undecayed", spared)):
+            if members:
+                part: dict[str, Any] = {"params": members, "lr": config.lr[name], "name": f"{name}{suffix}"}
+                described.append(part if not suffix else {**part, "weight_decay": 0.0})
     everything = [parameter for parameters in groups.values() for parameter in parameters]
     options: dict[str, Any] = {"weight_decay": config.weight_decay}
+    if config.name == "rmsprop":
+        assert config.rho is not None  # both by the config's validator
+        assert config.eps is not None
+        return RMSProp(
+            described,
+            lr=0.0,  # each group has its own
+            rho=config.rho,
+            eps=config.eps,
+            momentum=config.momentum,
+            square_avg_init=config.square_avg_init,
+            **options,
+        )
     # One kernel for all tensors; elsewhere torch chooses between foreach and a loop itself.
     if all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in everything):
         options["fused"] = True
@@ -79,6 +108,27 @@ def build_optimizer(groups: dict[str, list[nn.Parameter]], config: OptimConfig) 
     if config.name == "adam":
         return torch.optim.Adam(described, **options)
     return torch.optim.AdamW(described, **options)
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale each parameter's gradient, in place, to a norm of at most `limit` by itself (Keras' `clipnorm`).
+
+    Nothing waits for the device. A weight decay that the optimizer adds is not part of what is clipped.
+
+    Args:
+        parameters: on one device; those without a gradient are passed over.
+        limit: largest norm of one gradient.
+
+    Returns:
+        Norm of all gradients together before clipping, a scalar on the device.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = torch.stack(torch._foreach_norm(gradients))
+    torch._foreach_mul_(gradients, (limit / norms.clamp(min=limit)).unbind())
+    return torch.linalg.vector_norm(norms)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:

@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from training.core.checkpoint import model_digest, replace_folder
 from training.core.config import ConfigError, StageConfig, apply_overrides, load_section, validate
 from training.core.data import open_loader, resolve_decoder
 from training.core.evaluate import Evaluation, evaluate_shards, measure_latency
+from training.core.failures import StageFailed
 from training.core.ray_runner import FitJob, run_fit, source_digest
 from training.core.stage import CODE_VERSION, Report, Stage, StageInputs, StagePaths, StageRef, paths_of
 from training.core.system import System
@@ -115,6 +117,7 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
                 _report(resolved, index, work / "result")
             else:
                 _search(resolved, settings, _job(resolved, settings, config, index, work, input_digest, run))
+            _check_leaves(resolved, work / "result")
         except BaseException as error:
             _log_workers(run, work)
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -142,10 +145,18 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
 def _upstream_digests(paths: StagePaths) -> dict[str, str]:
     digests = {}
     for name, folder in paths.upstream.items():
-        digests[name] = model_digest(_present(folder, name))
+        if name in paths.leaves:
+            digests[name] = _leaves_digest([_present(path, name) for path in paths.leaves[name]])
+        else:
+            digests[name] = model_digest(_present(folder, name))
     for name, folders in paths.results.items():
         digests[name] = digest([sha256_of(_present(folder / "metrics.json", name)) for folder in folders])
     return digests
+
+
+def _leaves_digest(files: Sequence[Path]) -> str:
+    """Return the identity of what a search left: sha256 over its files' names and checksums."""
+    return digest({path.name: sha256_of(path) for path in files})
 
 
 def _present(path: Path, upstream: str) -> Path:
@@ -180,6 +191,14 @@ def _job(
     )
 
 
+def _check_leaves(resolved: Resolved, result: Path) -> None:
+    for leaf in resolved.stage.leaves:
+        if not (result / leaf).is_file():
+            raise StageFailed(
+                f"{resolved.ref} made no {leaf!r}, which {resolved.stage.name} says it leaves (Stage.leaves)"
+            )
+
+
 def _fit(resolved: Resolved, settings: Settings, job: FitJob) -> None:
     if (Path(job.work) / "result" / "metrics.json").exists():
         log.info("%s: the fit of these inputs has already finished; publishing its result", resolved.ref)
@@ -199,9 +218,11 @@ def _search(resolved: Resolved, settings: Settings, job: FitJob) -> None:
     search: Search = stage.build(
         StageInputs(config, tuple(job.classes), resolved.paths.upstream, settings.root.absolute())
     )
-    outcomes = run_search(search, job, settings, metric=stage.metric, mode=stage.mode, stopping=config.stopping)
-    work = Path(job.work)
-    write_result(work / "result", work, search, outcomes, stage.metric, stage.mode)
+    scored, work = stage.scorer is not None, Path(job.work)
+    outcomes = run_search(
+        search, job, settings, metric=stage.metric, mode=stage.mode, stopping=config.stopping, scored=scored
+    )
+    write_result(work / "result", work, search, outcomes, stage.metric, stage.mode, scored=scored, leaves=stage.leaves)
 
 
 def _evaluate(resolved: Resolved, settings: Settings, index: ShardIndex, work: Path) -> None:
@@ -276,7 +297,7 @@ def _start_tracking(
 
 def _log_workers(run: Any, work: Path) -> None:
     """Keep what the workers said (which weights fitted, parameter groups, resumed steps): `work` will be removed."""
-    for path in sorted(work.glob("worker-*.log")):
+    for path in sorted((*work.glob("worker-*.log"), *work.glob("scorer-*.log"))):
         run.log_artifact(path, "logs")
 
 
@@ -287,6 +308,9 @@ def _finish_tracking(run: Any, resolved: Resolved, result: Path) -> None:
         run.log_artifact(path)
     if (result / "model").exists():
         run.set_tags({"model_digest": model_digest(result / "model")})
+    elif resolved.stage.kind == "search" and resolved.stage.leaves:
+        # By this tag lineage finds the run that made what a stage read, also where that was not a model.
+        run.set_tags({"model_digest": _leaves_digest([result / leaf for leaf in resolved.stage.leaves])})
     run.finish("FINISHED")
     shown = {k: v for k, v in metrics.items() if k.endswith(("/top1", "/num_evaluated", "/num_listed"))}
     print(f"{resolved.ref}: " + ", ".join(f"{k} {v:.4g}" for k, v in sorted(shown.items())), file=sys.stderr)

@@ -35,9 +35,11 @@ def frame_positions(num_frames: int, config: DataConfig, *, train: bool, seed: i
 
     `segments`: T equal parts, one frame each: random in training, the middle one in evaluation
     (TSN); a clip shorter than T gives its frames in order and repeats the last. `dense`: T frames
-    `stride` apart, with a random start in training; in evaluation one centred clip, or V = `eval_clips` clips one
+    `stride` apart, in training with a random start such that all fit, and with a random stride where there is
+    `stride_jitter`; in evaluation one centred clip (`centre` says by which length), or V = `eval_clips` clips one
     after another, whose starts are V integers spaced evenly from 0 to length - T·stride; beyond the end the last
-    frame repeats, or the video starts again.
+    frame repeats, or the video starts again. A video too short for the clip starts at its first frame, in training
+    at any with `short_start: any`.
 
     Args:
         num_frames: length of the clip.
@@ -54,14 +56,16 @@ def frame_positions(num_frames: int, config: DataConfig, *, train: bool, seed: i
     count = config.num_frames
     steps = np.arange(count, dtype=np.int64)
     if config.sampling == "dense":
-        slack = max(0, num_frames - ((count - 1) * config.stride + 1))
+        stride = _jittered(config, seed) if train else config.stride
+        slack = num_frames - ((count - 1) * stride + 1)
         if train:
-            starts = np.array([int(_uniform(seed, 1)[0] * (slack + 1))])
+            choices = num_frames if slack < 0 and config.short_start == "any" else max(0, slack) + 1
+            starts = np.array([int(_uniform(seed, 1)[0] * choices)])
         elif config.eval_clips == 1:
-            starts = np.array([slack // 2])
+            starts = np.array([max(0, slack if config.centre == "span" else num_frames - count * stride) // 2])
         else:
-            starts = np.linspace(0, max(0, num_frames - count * config.stride), config.eval_clips).astype(np.int64)
-        positions = (starts[:, None] + steps * config.stride).ravel()
+            starts = np.linspace(0, max(0, num_frames - count * stride), config.eval_clips).astype(np.int64)
+        positions = (starts[:, None] + steps * stride).ravel()
         return positions % num_frames if config.overrun == "loop" else np.minimum(positions, num_frames - 1)
     if num_frames < count:
         return np.minimum(steps, num_frames - 1)
@@ -87,9 +91,17 @@ def nearest_stored(positions: Index, frame_index: Sequence[int]) -> Index:
     return np.where(positions - stored[left] <= np.abs(stored[right] - positions), left, right).astype(np.int64)
 
 
-def _uniform(seed: int, count: int) -> NDArray[np.float64]:
-    """Return `count` numbers in [0, 1) as a function of the seed."""
-    bits = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=64).digest()
+def _jittered(config: DataConfig, seed: int) -> int:
+    """Return the stride of one training clip."""
+    if config.stride_jitter == 0:
+        return config.stride
+    least = max(1, config.stride - config.stride_jitter)
+    return least + int(_uniform(seed, 1, b"stride")[0] * (config.stride + config.stride_jitter - least))
+
+
+def _uniform(seed: int, count: int, purpose: bytes = b"") -> NDArray[np.float64]:
+    """Return `count` numbers in [0, 1) as a function of the seed; those of another purpose are independent."""
+    bits = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=64, person=purpose).digest()
     while len(bits) < 8 * count:
         bits += hashlib.blake2b(bits[-64:] + seed.to_bytes(8, "big"), digest_size=64).digest()
     raw = np.frombuffer(bits, dtype=">u8", count=count)

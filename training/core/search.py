@@ -1,8 +1,11 @@
-"""Runs a search: every trial trains a registered fit stage. The only file that imports `ray.tune`.
+"""Runs a search: trials train a registered fit stage, or are scored. The only file that imports `ray.tune`.
 
 A trial is trained exactly as its stage would be, by `ray_runner.train_worker`, inside its own Ray Tune trial (no Ray
 Train in it: a second worker group per trial costs a minute), or one after another in this process. Results are files
 in the trial's folder; Tune only places the trials and carries the values that decide about stopping them early.
+
+Where the search stage has a scorer, nothing is trained: plain Ray actors (`training.core.scoring`), or this process,
+score one trial after another, since there are thousands and each is too short for a process of its own.
 
 What a search has done is in its journal, not in Tune's own state: started again after any kind of death it repeats
 the calls of the ask/tell object, fills the rungs of early stopping, and goes on with the trials that have no outcome,
@@ -13,8 +16,10 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +27,14 @@ from typing import Any
 from infra.environment import apply_defaults
 from infra.locks import stage_lock
 from infra.settings import Settings
+from training.core.config import ConfigError
 from training.core.failures import StageFailed
 from training.core.progress import progress_bar
 from training.core.ray_runner import FitJob, note_error, ray_session, train_worker, worker_resources
+from training.core.scoring import ScoredRun, ScoringProcess, device_of, score_here
 from training.core.search_run import SearchRun
 from training.core.system import Logger
-from training.core.trials import EarlyStopping, Mode, Outcome, Search, Trial
+from training.core.trials import EarlyStopping, Mode, Outcome, Prepares, Search, Trial
 
 
 def run_search(
@@ -38,36 +45,53 @@ def run_search(
     metric: str,
     mode: Mode = "max",
     stopping: EarlyStopping | None = None,
+    scored: bool = False,
 ) -> list[Outcome]:
-    """Train the trials that a search asks for, until it asks for none.
+    """Train the trials that a search asks for, or have them scored, until it asks for none.
 
     With `settings.train_workers` 0 they run one after another in this process; early stopping then compares each with
     those before it. Otherwise as many as the machine or cluster has room for run on Ray (`settings.search_trials`
-    sets another number), each as one process.
+    sets another number), each as one process; a process that scores takes the next trial when it has scored one.
 
     Args:
         search: the logic; new, even when an interrupted search goes on.
         job: of the search stage itself; each trial's job is this one with its own stage, config, folder and run.
-            `job.work` is the search's folder: `journal.jsonl` and `trials/<name>/`.
+            `job.work` is the search's folder: `journal.jsonl` and `trials/<name>/`, or `scorer-<n>.log`.
         settings: where and how.
         metric: key of the evaluations' metrics by which trials are compared.
         mode: whether it is better when larger.
         stopping: rule of early stopping within a group; None: none.
+        scored: the stage `job.stage` has a scorer, which scores the trials.
 
     Returns:
         One outcome per trial, in the order in which they ended.
 
     Raises:
+        ConfigError: early stopping of trials that are only scored.
         StageFailed: no trial was asked for or all failed; a trial that the search may not ask for; a search that does
-            not repeat itself; a cluster without room for one trial.
+            not repeat itself; a cluster without room for one trial; a scorer that cannot be made.
     """
     apply_defaults()  # before Ray is imported, which early stopping does
-    stops = Halving(stopping, mode).stops if stopping is not None else None
-    run = SearchRun(search, job, settings, metric=metric, mode=mode, stops=stops)
+    if scored and stopping is not None:
+        raise ConfigError(
+            f"{job.stage}: early stopping compares evaluations of trainings, and candidates are only scored here; set "
+            f"{job.stage}.stopping to null"
+        )
+    if isinstance(search, Prepares):
+        Path(job.work).mkdir(parents=True, exist_ok=True)
+        search.prepare(Path(job.work))
+    run: SearchRun
+    if scored:
+        run = scoring = ScoredRun(search, job, settings, metric=metric, mode=mode)
+        go = partial(score_here if settings.train_workers == 0 else _score_on_ray, scoring, job, settings)
+    else:
+        stops = Halving(stopping, mode).stops if stopping is not None else None
+        run = SearchRun(search, job, settings, metric=metric, mode=mode, stops=stops)
+        go = partial(_run_here if settings.train_workers == 0 else _run_on_ray, run, settings)
     with progress_bar(run.work / "progress.json", job.stage, settings.progress):
         try:
             if run.has_more():
-                (_run_here if settings.train_workers == 0 else _run_on_ray)(run, settings)
+                go()
         except BaseException:
             run.abandon()
             raise
@@ -196,6 +220,68 @@ def _run_on_ray(run: SearchRun, settings: Settings) -> None:
         finally:
             if errors:
                 raise errors[0]
+
+
+def _score_on_ray(run: ScoredRun, job: FitJob, settings: Settings) -> None:
+    """Keep actors busy until the search asks for nothing any more; they end with the Ray session, and with the driver.
+
+    Raises:
+        StageFailed: no room for one actor; the scorer cannot be made; its process died too often while it was made.
+    """
+    with ray_session(settings):
+        import ray
+        from ray.exceptions import RayActorError
+
+        needs = worker_resources(settings)
+        actor = ray.remote(ScoringProcess).options(
+            num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_restarts=0, max_task_retries=0
+        )
+        values, device = asdict(job), device_of(settings)
+        slots: dict[int, Any] = {}
+        starting: dict[Any, int] = {}  # future of an actor's start → slot
+        scoring: dict[Any, tuple[int, Trial]] = {}  # future of a score → slot and trial
+        idle: deque[int] = deque()
+        deaths: Counter[str] = Counter()
+
+        def start(slot: int) -> None:
+            slots[slot] = actor.remote(values, device, slot)
+            starting[slots[slot].start.remote()] = slot
+
+        for slot in range(run.limit(_room(needs, settings))):
+            start(slot)
+        while True:
+            while idle and (trial := run.next()) is not None:
+                slot = idle.popleft()
+                scoring[slots[slot].score.remote(asdict(trial))] = (slot, trial)
+            if not scoring and not run.has_more():
+                return
+            run.log_history()  # while the actors are busy
+            (ended,), _ = ray.wait([*starting, *scoring], num_returns=1)
+            slot, trial = (starting.pop(ended), None) if ended in starting else scoring.pop(ended)
+            try:
+                result = ray.get(ended)
+            except RayActorError:
+                ray.kill(slots[slot])  # it may only have been out of reach
+                who = trial.name if trial is not None else ""
+                deaths[who] += 1
+                if deaths[who] > settings.train_max_failures:
+                    if trial is None:
+                        raise StageFailed(
+                            f"the process of a scorer of {job.stage} died {deaths[who]} times while the scorer was "
+                            f"made; see {run.work}/scorer-*.log (memory is a common reason)"
+                        ) from None
+                    run.end(trial.name, died=True)
+                elif trial is not None:
+                    run.again(trial)
+                start(slot)
+                continue
+            if trial is not None:
+                run.note(trial.name, result)
+            elif result is not None:
+                raise StageFailed(result)
+            else:
+                deaths[""] = 0
+            idle.append(slot)
 
 
 def _room(needs: dict[str, float], settings: Settings) -> int:

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from training.core.progress import write_progress
 from training.core.ray_runner import FitJob
 from training.core.tracking import Run, attach_run, start_run
 from training.core.trials import (
+    HasFiles,
     Journal,
     Mode,
     Outcome,
@@ -32,6 +35,9 @@ log = logging.getLogger(__name__)
 
 class SearchRun:
     """A search under way: asks, judges, tells and remembers. Knows nothing of where trials run."""
+
+    scored = False
+    """Whether trials are scored instead of trained."""
 
     def __init__(
         self,
@@ -52,28 +58,29 @@ class SearchRun:
         self._evaluations: dict[str, list[tuple[int, dict[str, float]]]] = {}
         self._stopped: set[str] = set()
         self._runs: dict[str, Run] = {}
+        self._best: Outcome | None = None
+        self._counts: Counter[Status] = Counter()
         self._open: list[str] = []
         """Trials without an outcome, in the order in which they were asked for."""
         self._waiting: list[Trial] = []
-        """Those of them that nothing trains yet."""
+        """Those of them that nothing trains or scores yet."""
         self._parent = attach_run(job.tracking["uri"], job.tracking["run_id"]).record() if job.tracking else None
         self._journal = Journal(self.work / "journal.jsonl")
         self.work.mkdir(parents=True, exist_ok=True)
         self._replay()
 
     def has_more(self) -> bool:
-        """Return whether there is a trial to train now."""
+        """Return whether there is a trial to run now."""
         if not self._waiting and (trial := self._ask()) is not None:
             self._waiting.append(trial)
         return bool(self._waiting)
 
     def next(self) -> Trial | None:
-        """Return the next trial to train, with its run open; None: none now."""
+        """Return the next trial to run, with its MLflow run open if it is to have one; None: none now."""
         if not self.has_more():
             return None
         trial = self._waiting.pop(0)
-        self._run_of(trial)
-        self.folder(trial.name).mkdir(parents=True, exist_ok=True)
+        self._open_trial(trial)
         return trial
 
     def job_of(self, trial: Trial) -> FitJob:
@@ -106,8 +113,7 @@ class SearchRun:
         for part in ("checkpoints", "result/model"):
             shutil.rmtree(folder / part, ignore_errors=True)
         self._close_run(outcome)
-        self._journal.append({"event": "tell", "outcome": outcome_values(outcome)})
-        self._tell(outcome)
+        self._keep(outcome)
 
     def abandon(self) -> None:
         """Mark the runs of unfinished trials: this process stops here."""
@@ -156,11 +162,18 @@ class SearchRun:
                 curve = [(step, value) for step, value in values["curve"]]
                 self._tell(Outcome(**{**values, "trial": self._trials[values["trial"]], "curve": curve}))
         for name in list(self._open):
-            folder = self.folder(name)
-            if name in self._stopped or any((folder / file).exists() for file in ("fatal.txt", "result/metrics.json")):
-                self.end(name)  # it was over, and only the outcome was not written any more
+            if self._is_over(name):
+                self.end(name)  # only the outcome was not written any more
             else:
                 self._waiting.append(self._trials[name])
+
+    def _is_over(self, name: str) -> bool:
+        files = (self.folder(name) / file for file in ("fatal.txt", "result/metrics.json"))
+        return name in self._stopped or any(path.exists() for path in files)
+
+    def _open_trial(self, trial: Trial) -> None:
+        self._run_of(trial)
+        self.folder(trial.name).mkdir(parents=True, exist_ok=True)
 
     def _ask(self) -> Trial | None:
         trial = self._ask_search()
@@ -171,7 +184,7 @@ class SearchRun:
     def _ask_search(self) -> Trial | None:
         trial = self._search.ask()
         if trial is not None:
-            check_trial(trial, self._trials, early_stopping=self._stops is not None)
+            check_trial(trial, self._trials, early_stopping=self._stops is not None, scored=self.scored)
             self._trials[trial.name] = trial
             self._evaluations[trial.name] = []
             self._open.append(trial.name)
@@ -181,13 +194,19 @@ class SearchRun:
         self._evaluations[name].append((step, metrics))
         return self._stops is not None and self._stops(self._trials[name], step, metrics[self.metric])
 
+    def _keep(self, outcome: Outcome) -> None:
+        self._journal.append({"event": "tell", "outcome": outcome_values(outcome)})
+        self._tell(outcome)
+
     def _tell(self, outcome: Outcome) -> None:
         self._open.remove(outcome.trial.name)
         self.outcomes.append(outcome)
         self._search.tell(outcome)
-        found = best(self.outcomes, self._mode)
-        shown = {"best": found.value} if found is not None and found.value is not None else {}
-        counts = {f"trials_{name}": float(count) for name, count in count_statuses(self.outcomes).items() if count}
+        # There may be thousands of outcomes: each is compared with the best so far, not all with each other.
+        self._best = best([outcome if self._best is None else self._best, outcome], self._mode)
+        self._counts[outcome.status] += 1
+        shown = {"best": self._best.value} if self._best is not None and self._best.value is not None else {}
+        counts = {f"trials_{name}": float(count) for name, count in sorted(self._counts.items())}
         total = self._search.total
         write_progress(self.work / "progress.json", len(self.outcomes), total, shown | counts, unit="trial")
 
@@ -247,29 +266,60 @@ def _plain(trial: Trial) -> Any:
     return json.loads(json.dumps(asdict(trial)))
 
 
-def write_result(folder: Path, work: Path, search: Search, outcomes: list[Outcome], metric: str, mode: Mode) -> None:
-    """Write `trials.json`, `trials/<name>/` of finished trials and `metrics.json` into a folder.
+def write_result(
+    folder: Path,
+    work: Path,
+    search: Search,
+    outcomes: list[Outcome],
+    metric: str,
+    mode: Mode,
+    *,
+    scored: bool = False,
+    leaves: Sequence[str] = (),
+) -> None:
+    """Write `trials.json`, `metrics.json`, the search's own files and, of trainings, `trials/<name>/` into a folder.
 
     Args:
         folder: made where it is missing.
         work: the search's folder, as in `run_search`.
-        search: adds its `summary()` to the metrics.
+        search: adds its `summary()` to the metrics and its `files()`, where it has any, to the files.
         outcomes: of `run_search`.
         metric: key under which the best value stands in `metrics.json`.
         mode: whether it is better when larger.
+        scored: trials were scored, not trained: they left no files.
+        leaves: names of the search's own files.
+
+    Raises:
+        StageFailed: `files()` has another file than those of `leaves`, or lacks one.
     """
+    files = search.files() if isinstance(search, HasFiles) else {}
+    if set(files) != set(leaves):
+        raise StageFailed(
+            f"{type(search).__name__}.files() has {sorted(files)}, and the stage says that it leaves {sorted(leaves)} "
+            "(Stage.leaves): the two must name the same files"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "trials", ignore_errors=True)
-    (folder / "trials").mkdir(parents=True)
+    if not scored:
+        (folder / "trials").mkdir()
     rows = []
     for outcome in outcomes:
-        if outcome.status == "finished":
+        if outcome.status == "finished" and not scored:
             shutil.copytree(work / "trials" / outcome.trial.name / "result", folder / "trials" / outcome.trial.name)
         trial = asdict(outcome.trial)
         rows.append({**trial, **{key: value for key, value in outcome_values(outcome).items() if key != "trial"}})
-    (folder / "trials.json").write_text(json.dumps(rows, indent=1) + "\n")
+    _write(folder / "trials.json", json.dumps(rows, indent=1) + "\n")
+    for name, text in files.items():
+        _write(folder / name, text)
     found = best(outcomes, mode)
     metrics = {f"search/trials_{name}": float(count) for name, count in count_statuses(outcomes).items()}
     if found is not None and found.value is not None:
         metrics[metric] = found.value
     metrics |= search.summary()
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    _write(folder / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -8,6 +8,7 @@ that name. Paths are derived, never configured:
     params/<dataset>.yaml              section = stage name
     data/shards/<dataset>/             input of every stage
     runs/<dataset>/<stage>[/<item>-…]/ model/ metrics.json config.json predictions.npz (and run.json, untracked)
+                                       and, of any stage, the files of `Stage.leaves`
 
 All instances of a stage lie in one folder, so that a stage which reads all of them depends on one path.
 """
@@ -16,17 +17,24 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import yaml
 
 from infra.settings import Settings
 from training.core.config import ConfigError, StageConfig
 
+if TYPE_CHECKING:
+    from training.core.trials import Scorer
+
 Kind = Literal["fit", "evaluate", "search", "report"]
 
 CODE_VERSION: Mapping[Kind, int] = {"fit": 1, "evaluate": 1, "search": 1, "report": 1}
 """Raised when a change of `training/core` changes results: makes the stages of that kind stale (D4)."""
+
+
+LEAF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+PLACEHOLDER = re.compile(r"\{(?P<axis>\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,10 @@ class Stage:
     build: Callable[["StageInputs"], Any]
     """Makes what the stage runs: a `System` (fit, evaluate), a `Search` (search) or a `Report` (report)."""
     upstream: tuple[str, ...] = ()
-    """Stages whose model this one reads: a stage name, with `-<item>` for one item of a matrix. A report reads the
-    results of all instances of the stages named here, and no model."""
+    """Stages whose model, or of a search whose `leaves`, this one reads: a stage name, with `-<item>` for one item of
+    a matrix. An item `{axis}` is the instance's own item of that axis: `x_search-{engine}-{seed}` is the instance of
+    `x_search` with the same engine and seed. A report reads the results of all instances of the stages named here,
+    and no model."""
     matrix: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
     """Field of the config → values; an instance per combination. A string names a list of params.yaml
     (`resnet_rs_grid.depth`): the axis of a planned grid, which users set without touching code."""
@@ -54,6 +64,22 @@ class Stage:
     """For evaluate stages: the upstream whose model is evaluated (and may be registered)."""
     split: Literal["val", "test"] = "val"
     """Split that the final evaluation of this stage uses."""
+    scorer: Callable[["ScoreInputs"], "Scorer"] | None = None
+    """For search stages whose trials are not trained: makes what scores them, once per worker process."""
+    leaves: tuple[str, ...] = ()
+    """Names of further output files in the run folder: those of a search's `files()`. What stages downstream of a
+    search depend on."""
+
+    def __post_init__(self) -> None:
+        if self.scorer is not None and self.kind != "search":
+            raise ValueError(
+                f"stage {self.name!r}: only a search has a scorer, and this is a stage of kind {self.kind!r}"
+            )
+        if bad := [leaf for leaf in self.leaves if not LEAF.fullmatch(leaf)]:
+            raise ValueError(f"stage {self.name!r}: leaves {bad} are no plain file names")
+        keys = [upstream_key(name) for name in self.upstream]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"stage {self.name!r}: upstreams {twice} are named twice")
 
     @property
     def family(self) -> str:
@@ -145,9 +171,11 @@ class StagePaths:
     shards: Path
     run: Path
     upstream: Mapping[str, Path]
-    """Upstream as named in `Stage.upstream` → its model folder; empty for a report."""
+    """`upstream_key` → its model folder, of a search its run folder; empty for a report."""
     results: Mapping[str, tuple[Path, ...]]
     """For a report: upstream stage → run folders of its instances, those of an earlier grid left out."""
+    leaves: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    """`upstream_key` of each search upstream → the files that this stage may read of it."""
 
     @property
     def model(self) -> Path:
@@ -182,31 +210,124 @@ def paths_of(stage: Stage, ref: StageRef, settings: Settings, stages: Mapping[st
         stage: the stage.
         ref: the instance.
         settings: where the project is.
-        stages: all registered stages; needed for a report, which reads all instances of its upstream.
+        stages: all registered stages, which say what an upstream is; None looks them up, and a report needs them.
+
+    Raises:
+        ConfigError: an upstream that does not fit the instance or the upstream stage; see `check_upstream`.
     """
     root = settings.root.absolute()
     runs = settings.runs.absolute() / ref.dataset
     upstream: dict[str, Path] = {}
+    leaves: dict[str, tuple[Path, ...]] = {}
     results: dict[str, tuple[Path, ...]] = {}
     for name in stage.upstream:
         if stage.kind == "report":
             assert stages is not None, "a report's paths need the registered stages"
             results[name] = tuple(runs / item.folder for item in stages[name].instances(ref.dataset, root))
+            continue
+        if stages is None:
+            from training.registry import all_stages
+
+            stages = all_stages()
+        key, folder = upstream_key(name), runs / upstream_folder(stage, ref, name)
+        base = stages.get(upstream_stage(name))
+        if base is not None and base.kind == "search":
+            check_upstream(stage, name, stages)
+            upstream[key] = folder
+            leaves[key] = tuple(folder / leaf for leaf in base.leaves)
         else:
-            upstream[name] = runs / upstream_folder(name) / "model"
+            upstream[key] = folder / "model"
     return StagePaths(
         params=root / "params" / f"{ref.dataset}.yaml",
         shards=settings.shards.absolute() / ref.dataset,
         run=runs / ref.folder,
         upstream=upstream,
         results=results,
+        leaves=leaves,
     )
 
 
-def upstream_folder(name: str) -> str:
-    """Return the run folder of an upstream as `Stage.upstream` names it."""
-    stage, *items = name.split("-")
-    return StageRef(stage, "", tuple(items)).folder
+def upstream_stage(name: str) -> str:
+    """Return the stage of an entry of `Stage.upstream`."""
+    return name.split("-")[0]
+
+
+def upstream_key(name: str) -> str:
+    """Return under which key `StageInputs.upstream` has an entry of `Stage.upstream`.
+
+    The entry as it is written; the stage name alone where it has placeholders.
+    """
+    return upstream_stage(name) if PLACEHOLDER.search(name) else name
+
+
+def upstream_folder(stage: Stage, ref: StageRef | None, name: str) -> str:
+    """Return the run folder, below `runs/<dataset>/`, of an entry of `Stage.upstream`.
+
+    Args:
+        stage: whose upstream it is.
+        ref: the instance; None: DVC's `${item.<axis>}` stands for the items of the instance's own.
+        name: the entry.
+
+    Raises:
+        ConfigError: a placeholder that is no axis of the stage, or an instance of another matrix.
+    """
+    base, *parts = name.split("-")
+    items = []
+    for part in parts:
+        match = PLACEHOLDER.fullmatch(part)
+        if match is None:
+            items.append(part)
+            continue
+        axes = list(stage.matrix)
+        if match["axis"] not in axes:
+            raise ConfigError(
+                f"stage {stage.name!r}: upstream {name!r} names the axis {match['axis']!r}, its matrix has {axes}"
+            )
+        if ref is None:
+            items.append(f"${{item.{match['axis']}}}")
+        elif len(ref.items) == len(axes):
+            items.append(ref.items[axes.index(match["axis"])])
+        else:
+            raise ConfigError(f"{ref} is not an instance of {stage.name}, whose matrix has {axes}")
+    return StageRef(base, "", tuple(items)).folder
+
+
+def check_upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> None:
+    """Check that an entry of `Stage.upstream`, of a stage that is no report, names instances that exist.
+
+    Raises:
+        ConfigError: no such stage; items that are not in its matrix; a placeholder whose axis has other values than the
+            upstream's; a search that leaves no files.
+    """
+    base, *items = name.split("-")
+    if base not in stages:
+        raise ConfigError(f"stage {stage.name!r}: upstream {name!r} is not a registered stage")
+    if stages[base].kind == "search" and not stages[base].leaves:
+        raise ConfigError(f"stage {stage.name!r}: upstream {base!r} is a search without Stage.leaves: nothing to read")
+    matrix = stages[base].matrix
+    if len(items) != len(matrix):
+        raise ConfigError(
+            f"stage {stage.name!r}: upstream {name!r} must have one item, or {{axis}}, for each of {list(matrix)}"
+        )
+    for item, (axis, values) in zip(items, matrix.items(), strict=True):
+        match = PLACEHOLDER.fullmatch(item)
+        if match is None:
+            if isinstance(values, str) or item not in values:
+                known = f"the list {values!r} of params.yaml" if isinstance(values, str) else f"{', '.join(values)}"
+                raise ConfigError(
+                    f"stage {stage.name!r}: upstream {name!r}: {item!r} must be one of {known}"
+                    + (", which users change: write {axis}" if isinstance(values, str) else "")
+                )
+            continue
+        own = stage.matrix.get(match["axis"])
+        if own is None:
+            upstream_folder(stage, None, name)  # says so
+        same = own == values if isinstance(own, str) or isinstance(values, str) else set(own or ()) <= set(values)
+        if not same:
+            raise ConfigError(
+                f"stage {stage.name!r}: upstream {name!r}: its axis {match['axis']!r} runs over {own!r}, "
+                f"{base}'s axis {axis!r} over {values!r}; both must name the same list"
+            )
 
 
 @dataclass(frozen=True)
@@ -216,8 +337,28 @@ class StageInputs:
     config: Any
     classes: tuple[str, ...]
     upstream: Mapping[str, Path]
-    """Empty when a saved model is loaded: its weights then come from its own files."""
+    """`upstream_key` → model folder, of a search its run folder, in which its `leaves` may be read. Empty when a saved
+    model is loaded: its weights then come from its own files."""
     root: Path | None = None
     """Folder that paths of published weights in the config are relative to; None when saved weights follow."""
     results: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     """For a report: upstream stage → run folders of its instances."""
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What `Stage.scorer` gets, in the process that scores."""
+
+    config: Any
+    """Of the search stage, validated."""
+    classes: tuple[str, ...]
+    upstream: Mapping[str, Path]
+    """As in `StageInputs`."""
+    root: Path
+    """Project root."""
+    shards: Path
+    """Folder of the data set's shards, for `open_loader`."""
+    device: str
+    """Where to score: `cpu` or `cuda`."""
+    allow_decoder_change: bool
+    """Whether clips may be decoded by another rung of the ladder than the upstream model was trained with."""

@@ -149,11 +149,15 @@ class System(nn.Module):
         """Trainable parameters by group name; the names are the keys of `OptimConfig.lr`."""
         return {"main": [p for p in self.parameters() if p.requires_grad]}
 
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        """Parameters without weight decay, beside those that `OptimConfig.decay` leaves out; by default none."""
+        return ()
+
     def optimizers(self, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
         """Optimizers by name; one called `main` unless a system alternates."""
         from training.core.optim import build_optimizer
 
-        return {"main": build_optimizer(self.parameter_groups(), config)}
+        return {"main": build_optimizer(self.parameter_groups(), config, self.undecayed())}
 
     def networks(self) -> Iterable[nn.Module]:
         """Modules from tensors to tensors, worth compiling (`fit.compile`)."""

@@ -1,7 +1,7 @@
 """What a search is, without Ray: trials, their outcomes, the ask/tell object of a family, and the journal.
 
 A family writes the logic of its search as a plain object (D12): `ask` hands out trials, `tell` receives what
-became of them. `training.core.search` trains the trials.
+became of them. `training.core.search` trains the trials, or has them scored by a `Scorer` of the family.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -26,23 +26,23 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,99}")
 
 @dataclass(frozen=True)
 class Trial:
-    """One training that a search wants to see."""
+    """One training, or one candidate to be scored, that a search wants to see."""
 
     name: str
     """Unique in the search; name of its folder and of its MLflow run (letters, digits and `_.=+-`)."""
     group: str
     """Trials are compared for early stopping only within one group (one level of cost, for example)."""
-    stage: str
-    """Registered fit stage that is trained."""
-    config: dict[str, Any]
-    """Complete config of that stage as plain JSON values, validated by the family."""
+    stage: str = ""
+    """Registered fit stage that is trained; empty where the search stage has a scorer."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Plain JSON values: the complete config of that stage, validated by the family, or what the scorer is to score."""
     facts: Mapping[str, float | str] = field(default_factory=dict)
-    """What is known before training (multiply-accumulates, parameters, axes): goes into MLflow and the result."""
+    """What is known beforehand (multiply-accumulates, parameters, axes): goes into MLflow and the result."""
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training."""
-        return int(self.config["fit"]["steps"])
+        """Steps of the whole training; 0 where nothing is trained."""
+        return int(self.config["fit"]["steps"]) if self.stage else 0
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Outcome:
     status: Status
     """`stopped`: early, by comparison with others of its group; `failed`: see `error`."""
     steps: int
-    """Steps done when it ended; for failed trials those of its last evaluation."""
+    """Steps done when it ended; for failed trials those of its last evaluation; 0 where nothing is trained."""
     value: float | None
     """The search's metric: of the final evaluation, else of the last one; None where there was none."""
     metrics: dict[str, float]
-    """Of the final evaluation; of the last one where the trial did not finish."""
+    """Of the final evaluation; of the last one where the trial did not finish; what the scorer returned."""
     curve: list[tuple[int, float]]
     """(step, value of the search's metric) of every evaluation during the training."""
     error: str | None = None
     run_id: str | None = None
-    """MLflow run of the trial."""
+    """MLflow run of the trial; None for a scored one, which has none."""
 
 
 class Search(Protocol):
@@ -86,6 +86,39 @@ class Search(Protocol):
         """Return the search's own figures for metrics.json."""
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """A search that has to know something first."""
+
+    def prepare(self, work: Path) -> None:
+        """Find out what has to be known once, before the first `ask`.
+
+        Called on every start, also when an interrupted search goes on. What is measured (a table of latencies) has to
+        be kept in a file in `work` and read from there the next time: a search must repeat itself.
+        """
+
+
+@runtime_checkable
+class HasFiles(Protocol):
+    """A search that leaves further result files."""
+
+    def files(self) -> Mapping[str, str]:
+        """Return file name → text, after the last `tell`; exactly the `leaves` of the stage."""
+
+
+class Scorer(Protocol):
+    """Scores candidates, one after another; lives as long as its process, so it may keep models and data at hand.
+
+    `Stage.scorer` makes it, once per process. A score may depend only on the trial, not on those before it.
+    """
+
+    def score(self, trial: Trial) -> Mapping[str, float]:
+        """Return the trial's metrics, the primary metric of the search stage among them.
+
+        An exception makes the trial a failed one; the search goes on.
+        """
+
+
 class EarlyStopping(Strict):
     """Asynchronous successive halving (Li et al., 2020): at a rung, only the best 1/`reduction_factor` go on.
 
@@ -101,15 +134,22 @@ class SearchConfig(StageConfig):
     """Base of the configs of search stages."""
 
     stopping: EarlyStopping | None
-    """None: every trial runs to its end."""
+    """None: every trial runs to its end; the only possible value where trials are scored."""
 
 
-def check_trial(trial: Trial, known: Mapping[str, Trial], *, early_stopping: bool) -> None:
+def check_trial(trial: Trial, known: Mapping[str, Trial], *, early_stopping: bool, scored: bool = False) -> None:
     """Check what a search asks for.
+
+    Args:
+        trial: what it asks for.
+        known: trials it asked for before, by name.
+        early_stopping: whether trials may be stopped early.
+        scored: whether a scorer scores the trials instead of their being trained.
 
     Raises:
         StageFailed: a name that cannot be a file name or was used before; a stage that is no registered fit; early
-            stopping of a trial that is only evaluated at its end.
+            stopping of a trial that is only evaluated at its end; a trial to be scored that names a stage, or whose
+            config would come out of JSON as something else.
     """
     from training.registry import all_stages
 
@@ -117,11 +157,32 @@ def check_trial(trial: Trial, known: Mapping[str, Trial], *, early_stopping: boo
         raise StageFailed(f"trial name {trial.name!r} must be 1 to 100 of letters, digits and _.=+-")
     if trial.name in known:
         raise StageFailed(f"the search asked for trial {trial.name!r} twice; every trial needs a name of its own")
+    if scored:
+        _check_scored(trial)
+        return
     stage = all_stages().get(trial.stage)
     if stage is None or stage.kind != "fit":
         raise StageFailed(f"trial {trial.name!r}: {trial.stage!r} is not a registered fit stage")
     if early_stopping and not 0 < trial.config["fit"]["eval_every"] < trial.steps:
         raise StageFailed(f"trial {trial.name!r}: early stopping needs evaluations before the end; set fit.eval_every")
+
+
+def _check_scored(trial: Trial) -> None:
+    if trial.stage:
+        raise StageFailed(
+            f"trial {trial.name!r} names the stage {trial.stage!r}, but this search has a scorer: its trials are not "
+            "trained; leave Trial.stage empty"
+        )
+    for name, value in (("config", trial.config), ("facts", dict(trial.facts))):
+        try:
+            same = json.loads(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise StageFailed(
+                f"trial {trial.name!r}: {name} must be plain JSON values (lists instead of tuples, keys that are "
+                f"strings, no NaN), it is {value!r}"
+            )
 
 
 def outcome_values(outcome: Outcome) -> dict[str, Any]:

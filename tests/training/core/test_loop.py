@@ -115,7 +115,16 @@ class DyingLoader(Loader):
             yield batch
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.8}, {"accumulate": 2}, {"clip_grad_norm": 0.1}])
+RMSPROP = {
+    "clip_grad_each": 0.1,
+    "optim": {
+        "name": "rmsprop", "lr": {"main": 0.5}, "rho": 0.9, "eps": 1.0, "weight_decay": 1e-4, "decay": "kernels",
+        "schedule": "cosine", "warmup_steps": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.8}, {"accumulate": 2}, {"clip_grad_norm": 0.1}, RMSPROP])
 @pytest.mark.parametrize("dies_after", [3, 4, 9, 11])
 def test_resumed_run_is_bit_equal(tmp_path, changes, dies_after):
     whole = run(**changes)
@@ -242,6 +251,29 @@ def test_logs_name_loss_rates_and_throughput():
     assert {"train/loss", "train/grad_norm", "train/clips_per_s", "train/data_wait_share", "lr/main"} <= set(logs[0][1])
     rates = [values["lr/main"] for _, values in logs]
     assert rates[0] > rates[1] > rates[2]
+
+
+def test_gradients_are_clipped_as_a_whole_or_each_by_itself():
+    logs: dict[str, list[tuple[int, dict[str, float]]]] = {"free": [], "loose": [], "whole": [], "each": []}
+    weights = {
+        name: run(logs=logs[name], **changes).weights
+        for name, changes in {
+            "free": {},
+            "loose": {"clip_grad_each": 1e6},
+            "whole": {"clip_grad_norm": 0.1},
+            "each": {"clip_grad_each": 0.1},
+        }.items()
+    }
+    assert equal(weights["free"], weights["loose"])
+    assert not equal(weights["free"], weights["each"])
+    assert not equal(weights["whole"], weights["each"])
+    # What is logged is the norm before clipping, of all together.
+    assert logs["each"][0][1]["train/grad_norm"] > 0.1
+    assert "train/grad_norm" not in logs["free"][0][1]
+    with pytest.raises(ValueError, match="exclude one another"):
+        config(clip_grad_norm=0.1, clip_grad_each=0.1)
+    with pytest.raises(ValueError, match="greater than 0"):
+        config(clip_grad_each=0.0)
 
 
 def test_bf16_runs_in_reduced_precision():

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from training.core.config import ConfigError, OptimConfig
-from training.core.optim import build_optimizer, build_schedule, describe_groups
+from training.core.optim import build_optimizer, build_schedule, clip_each, describe_groups
+from training.core.system import System
 
 
 def config(**changes):
@@ -18,6 +19,8 @@ def config(**changes):
         "schedule": "cosine",
         "warmup_steps": 0,
     }
+    if changes.get("name") == "rmsprop":
+        values |= {"rho": 0.9, "eps": 1.0}
     return OptimConfig(**{**values, **changes})
 
 
@@ -104,7 +107,7 @@ def test_warmup_longer_than_the_stage():
         build_schedule(optimizer, config(), 0)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
 def test_resume_is_bit_equal(name, tmp_path):
     """Saved as the loop saves it, with `weights_only`."""
     settings = config(name=name, warmup_steps=2)
@@ -183,7 +186,93 @@ def test_only_kernels_decay_when_asked_for():
     assert [group["weight_decay"] for group in dense.param_groups] == [0.1]
 
 
+class Classifier(System):
+    """Convolution, norm, ReZero scalar, hidden layer and a classifier whose kernel shall not decay."""
+
+    def __init__(self, spare: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv3d(2, 3, 1), nn.BatchNorm3d(3)
+        self.alpha = nn.Parameter(torch.tensor(1.0))
+        self.hidden, self.classifier = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.spare = spare
+
+    def undecayed(self):
+        return [self.classifier.weight] if self.spare else ()
+
+
+@pytest.mark.parametrize(
+    ("decay", "spare", "expected"),
+    [
+        ("kernels", True, {"conv.weight", "hidden.weight"}),
+        ("kernels", False, {"conv.weight", "hidden.weight", "classifier.weight"}),
+        ("all", True, {name for name, _ in Classifier(False).named_parameters()} - {"classifier.weight"}),
+        ("all", False, {name for name, _ in Classifier(False).named_parameters()}),
+    ],
+)
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
+def test_what_the_system_spares_does_not_decay(name, decay, spare, expected):
+    system = Classifier(spare)
+    settings = config(name=name, lr={"main": 0.5}, weight_decay=0.1, decay=decay)
+    optimizer = system.optimizers(settings)["main"]
+    before = {key: value.detach().clone() + 1 for key, value in system.named_parameters()}  # nothing starts at zero
+    for key, parameter in system.named_parameters():
+        parameter.data.copy_(before[key])
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = {key for key, value in system.named_parameters() if not torch.equal(value, before[key])}
+    assert moved == expected
+    assert sum(row.tensors for row in describe_groups(optimizer)) == len(before)
+    names = [row.name for row in describe_groups(optimizer)]
+    assert names == ["main", *(["main/1d"] if decay == "kernels" else []), *(["main/undecayed"] if spare else [])]
+
+
+def test_spared_parameters_are_frozen_or_in_a_group():
+    groups = two_groups()
+    stranger = nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"undecayed parameter of shape .2, 2. is in no parameter group"):
+        build_optimizer(groups, config(), [stranger])
+    frozen = build_optimizer(groups, config(), [stranger.requires_grad_(False)])
+    assert [row.name for row in describe_groups(frozen)] == ["body", "head"]
+    # One that has a single axis is left out once, not twice.
+    optimizer = build_optimizer(groups, config(decay="kernels"), groups["head"])
+    assert [tuple(row) for row in describe_groups(optimizer)] == [
+        ("body", 0.1, 1, 12), ("body/1d", 0.1, 1, 3), ("head/1d", 1.0, 1, 2), ("head/undecayed", 1.0, 1, 6),
+    ]  # fmt: skip
+
+
 def test_nesterov_is_torchs_own():
     for nesterov in (False, True):
         optimizer = build_optimizer(two_groups(), config(nesterov=nesterov))
         assert [group["nesterov"] for group in optimizer.param_groups] == [nesterov] * 2
+
+
+def test_each_gradient_is_clipped_by_itself():
+    """Keras' `clipnorm`: g·limit / max(|g|, limit), worked out by hand."""
+    gradients = [torch.tensor([[3.0, 4.0]]), torch.tensor([0.3, -0.4]), torch.tensor(-2.0), torch.zeros(3)]
+    parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    without = nn.Parameter(torch.ones(2))
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    norm = clip_each(iter([*parameters, without]), 1.0)
+    expected = [torch.tensor([[0.6, 0.8]]), gradients[1], torch.tensor(-1.0), gradients[3]]
+    for parameter, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, value)
+    assert without.grad is None
+    assert norm.item() == pytest.approx((25 + 0.25 + 4) ** 0.5)
+    assert clip_each([without], 1.0).item() == 0
+    # Control: one norm for all makes the small gradients smaller, too.
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    assert nn.utils.clip_grad_norm_(parameters, 1.0).item() == pytest.approx(norm.item())
+    assert parameters[1].grad.norm() < 0.1
+
+
+def test_a_gradient_that_is_not_finite_stays_so():
+    """The loop finds a diverged run by its loss; clipping must not hide it."""
+    for value in (math.nan, math.inf):
+        parameter, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+        parameter.grad, other.grad = torch.tensor([value, 1.0]), torch.tensor([0.1, 0.1])
+        assert not clip_each([parameter, other], 1.0).isfinite()
+        assert not parameter.grad.isfinite().all()
+        assert torch.equal(other.grad, torch.tensor([0.1, 0.1]))

@@ -126,6 +126,84 @@ def test_short_videos_loop_or_repeat_their_last_frame() -> None:
 
 
 def test_settings_of_dense_clips_are_refused_with_segments() -> None:
-    for wrong in ({"eval_clips": 2}, {"stride": 2}, {"overrun": "loop"}):
+    for wrong in ({"eval_clips": 2}, {"stride": 2}, {"overrun": "loop"}, {"stride_jitter": 1}, {"centre": "period"}):
         with pytest.raises(ValueError, match="go with sampling `dense`"):
             DataConfig(num_frames=4, sampling="segments", batch_size=1, transform=TRANSFORM, **wrong)
+
+
+def test_jittered_stride_excludes_its_upper_bound() -> None:
+    def strides(stride: int, jitter: int, num_frames: int = 100) -> list[int]:
+        drawn = []
+        for seed in range(400):
+            clip = positions(
+                num_frames, train=True, seed=clip_seed(0, 0, str(seed)),
+                sampling="dense", stride=stride, stride_jitter=jitter,
+            )  # fmt: skip
+            (step,) = set(np.diff(clip).tolist())
+            drawn.append(step)
+        return drawn
+
+    assert set(strides(2, 0)) == {2}
+    assert set(strides(2, 1)) == {1, 2}
+    assert set(strides(5, 2)) == {3, 4, 5, 6}
+    assert set(strides(2, 4)) == {1, 2, 3, 4, 5}
+    assert set(strides(1, 1)) == {1}
+    # Uniform: each of four is expected 100 times, standard deviation 9.
+    assert max(abs(strides(5, 2).count(step) - 100) for step in (3, 4, 5, 6)) < 45
+    # Evaluation keeps the stride.
+    assert positions(100, sampling="dense", stride=5, stride_jitter=2) == positions(100, sampling="dense", stride=5)
+
+
+def test_start_is_drawn_for_the_jittered_stride_and_apart_from_it() -> None:
+    seen: dict[int, set[int]] = {}
+    for seed in range(3000):
+        clip = positions(20, train=True, seed=clip_seed(0, 0, str(seed)), sampling="dense", stride=4, stride_jitter=2)
+        seen.setdefault(clip[1] - clip[0], set()).add(clip[0])
+    # 20 frames, the last one 3 strides after the first: each start that fits, whatever the stride.
+    assert seen == {step: set(range(20 - 3 * step)) for step in (2, 3, 4, 5)}
+
+
+def test_dense_training_clips_are_fixed_for_ever() -> None:
+    """Positions without the options, as they were before there were any."""
+    dense = {"sampling": "dense", "stride": 3, "train": True}
+    starts = [positions(50, seed=clip_seed(1, 2, str(key)), **dense)[0] for key in range(8)]
+    assert starts == [22, 13, 3, 21, 27, 22, 4, 29]
+    assert starts != [positions(50, seed=clip_seed(1, 3, str(key)), **dense)[0] for key in range(8)]
+
+
+@pytest.mark.parametrize(("num_frames", "span", "period"), [(20, 5, 4), (21, 5, 4), (13, 1, 0), (12, 1, 0), (9, 0, 0)])
+def test_centre_of_the_span_or_of_the_period(num_frames: int, span: int, period: int) -> None:
+    """Four frames with stride 3: 10 frames from first to last, 12 with the stride after the last."""
+    dense = {"sampling": "dense", "stride": 3, "overrun": "loop"}
+    assert positions(num_frames, **dense)[0] == span
+    assert positions(num_frames, **dense, centre="period")[0] == period
+    # Training does not depend on it.
+    for seed in range(20):
+        draws = [positions(num_frames, train=True, seed=seed, **dense, centre=kind) for kind in ("span", "period")]
+        assert draws[0] == draws[1]
+
+
+def test_short_videos_start_anywhere_when_asked_for() -> None:
+    loop = {"sampling": "dense", "stride": 3, "overrun": "loop"}
+
+    def clips(num_frames: int, **changes: Any) -> set[tuple[int, ...]]:
+        return {tuple(positions(num_frames, train=True, seed=seed, **loop, **changes)) for seed in range(300)}
+
+    # The clip needs 10 frames. Of five, the list 0 1 2 3 4 0 1 2 3 4 … is read from each of its first five places.
+    assert clips(5) == {(0, 3, 1, 4)}
+    assert clips(5, short_start="any") == {(0, 3, 1, 4), (1, 4, 2, 0), (2, 0, 3, 1), (3, 1, 4, 2), (4, 2, 0, 3)}
+    # One frame too short, and just long enough.
+    assert {clip[0] for clip in clips(9, short_start="any")} == set(range(9))
+    assert clips(10, short_start="any") == clips(10) == {(0, 3, 6, 9)}
+    assert positions(5, **loop, short_start="any") == [0, 3, 1, 4]
+
+
+def test_options_that_contradict_one_another_are_refused() -> None:
+    def dense(**changes: Any) -> DataConfig:
+        return DataConfig(num_frames=4, sampling="dense", batch_size=1, transform=TRANSFORM, **changes)
+
+    with pytest.raises(ValueError, match="short_start goes with overrun"):
+        dense(short_start="any")
+    with pytest.raises(ValueError, match="centre is for one clip"):
+        dense(centre="period", eval_clips=2)
+    assert dense(short_start="any", overrun="loop", centre="period", stride_jitter=3).stride_jitter == 3
