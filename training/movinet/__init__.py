@@ -1,0 +1,1 @@
+"""MoViNets: mobile networks that see a video frame by frame."""
