@@ -186,6 +186,7 @@ def _metrics(system: System, predictions: Predictions, split: str, loader: ClipL
         suffix = "" if name == "main" else f"_{name}"
         metrics[f"{split}/gmac_per_{row.per}{suffix}"] = row.gmac
         metrics[f"{split}/params{suffix}"] = float(row.params)
+        metrics |= {f"{split}/{key}{suffix}": value for key, value in row.measured.items()}
     metrics[f"{split}/num_evaluated"] = float(len(predictions.key))
     metrics[f"{split}/num_listed"] = float(loader.num_listed)
     return metrics

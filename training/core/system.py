@@ -183,7 +183,7 @@ class CostRow:
     per: str
     """view, video, frame or segment."""
     measured: Mapping[str, float] = field(default_factory=dict)
-    """Optional measured figures, e.g. latency_ms_p50."""
+    """Further figures of the model, e.g. state_bytes; they become metrics."""
 
     @property
     def gflop(self) -> float:
