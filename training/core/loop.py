@@ -174,6 +174,7 @@ def fit(
         for schedule in schedules.values():
             schedule.step()
         if ema is not None:
+        system.on_step(step, config.steps)
             ema.update(system)
         step += 1
         window.add(logs)

@@ -108,7 +108,9 @@ class System(nn.Module):
     """Model, loss, metrics and cost of one stage.
 
     The whole System is what data parallelism wraps; frozen parts have `requires_grad_(False)`.
-    Parameters with gradients must all take part in `forward`.
+    Parameters with gradients must all take part in `forward`, on every rank and in every step, unless
+    `unused_parameters` says otherwise. What depends on the progress of a run (a temperature, a warm-up of a part)
+    is set in `on_step` as a function of the step, so that a resumed run needs no state for it.
     """
 
     classes: tuple[str, ...]
@@ -130,6 +132,17 @@ class System(nn.Module):
         """
         with ctx.autocast():
             output: StepOutput = ctx.system(batch)
+    def on_step(self, step: int, steps: int) -> None:
+        """Hear that a step begins; called before its first batch is prepared, once however many batches it has.
+
+        Not called in evaluation, nor on loaded models and averages of weights: `predict` must not depend on what is
+        set here, unless it lies in a buffer. torch's generators are seeded by (seed, step, rank) before the call.
+
+        Args:
+            step: optimizer steps done so far, 0 to steps - 1; after a resume it goes on where the run was.
+            steps: of the whole run, `fit.steps`.
+        """
+
         ctx.backward(output.loss)
         return {"loss": output.loss.detach(), **output.logs}
 
