@@ -143,10 +143,24 @@ class System(nn.Module):
             steps: of the whole run, `fit.steps`.
         """
 
+    def update(self, batch: ClipBatch, ctx: UpdateContext) -> dict[str, Tensor]:
+        """One optimisation on a (micro-)batch; default: forward, backward. The loop steps after it.
+
+        Overridden where a batch needs several steps; such a system sets `owns_step = True` and calls `ctx.step`
+        itself. Or where it needs several backward passes, as for the sub-clips of a video with carried state: all
+        but the last pass then run in `ctx.partial()`, losses are divided by their number, and what is carried is
+        detached before it leaves `forward`.
+        """
+        with ctx.autocast():
+            output: StepOutput = ctx.system(batch)
         ctx.backward(output.loss)
         return {"loss": output.loss.detach(), **output.logs}
 
     owns_step: bool = False
+    unused_parameters: bool = False
+    """Whether a trained parameter may take no part in the loss of a rank or of a step (sampled paths). Data
+    parallelism then searches each pass for such parameters, which costs time, and no optimizer kernel is chosen that
+    needs every gradient. A parameter that no rank used in a step stays as it is, without decay or momentum."""
     objective: tuple[str, str] = ("loss", "min")
     """Which log shows that training works on a batch, and in which direction; not the loss for reinforcement."""
 
