@@ -99,6 +99,14 @@ class UpdateContext(Protocol):
         """Scale for accumulation and run backward."""
         ...
 
+    def partial(self) -> AbstractContextManager[Any]:
+        """Let the ranks keep their gradients to themselves in here, forward and backward together.
+
+        For all but the last of several backward passes of a batch: the last one, outside, exchanges the sums. With
+        one process it does nothing. Without it results are the same, at one exchange per pass.
+        """
+        ...
+
     def step(self, name: str = "main") -> dict[str, Tensor]:
         """Clip, step and zero one optimizer; returns logs (gradient norm)."""
         ...
@@ -124,14 +132,6 @@ class System(nn.Module):
         """Return the training loss of a batch."""
         raise NotImplementedError
 
-    def update(self, batch: ClipBatch, ctx: UpdateContext) -> dict[str, Tensor]:
-        """One optimisation on a (micro-)batch; default: forward, backward. The loop steps after it.
-
-        Overridden only where a batch needs several steps; such a system sets `owns_step = True`
-        and calls `ctx.step` itself.
-        """
-        with ctx.autocast():
-            output: StepOutput = ctx.system(batch)
     def on_step(self, step: int, steps: int) -> None:
         """Hear that a step begins; called before its first batch is prepared, once however many batches it has.
 
@@ -184,7 +184,8 @@ class System(nn.Module):
         """Optimizers by name; one called `main` unless a system alternates."""
         from training.core.optim import build_optimizer
 
-        return {"main": build_optimizer(self.parameter_groups(), config, self.undecayed())}
+        groups, unused = self.parameter_groups(), self.unused_parameters
+        return {"main": build_optimizer(groups, config, self.undecayed(), unused=unused)}
 
     def networks(self) -> Iterable[nn.Module]:
         """Modules from tensors to tensors, worth compiling (`fit.compile`)."""
