@@ -134,7 +134,8 @@ def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
         return torch.zeros(())
     norms = torch.stack(torch._foreach_norm(gradients))
     torch._foreach_mul_(gradients, (limit / norms.clamp(min=limit)).unbind())
-    return torch.linalg.vector_norm(norms)
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:
