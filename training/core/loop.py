@@ -77,6 +77,10 @@ class _Context:
     def backward(self, loss: Tensor) -> None:
         (loss / self._config.accumulate).backward()  # type: ignore[no-untyped-call]
 
+    def partial(self) -> AbstractContextManager[Any]:
+        no_sync = getattr(self.system, "no_sync", None)
+        return contextlib.nullcontext() if no_sync is None else no_sync()
+
     def step(self, name: str = "main") -> dict[str, Tensor]:
         optimizer = self._optimizers[name]
         logs: dict[str, Tensor] = {}
@@ -170,6 +174,7 @@ def fit(
     while step < config.steps:
         system.train()
         torch.manual_seed(step_seed(config.seed, step, group.rank))
+        system.on_step(step, config.steps)
         logs = _one_step(system, context, batches, config, device, window)
         for schedule in schedules.values():
             schedule.step()
@@ -222,8 +227,7 @@ def _one_step(
         window.clips += len(raw.key)
         batch = system.prepare(raw.to(device), train=True)
         last = micro == config.accumulate - 1
-        no_sync = getattr(context.system, "no_sync", None)
-        with contextlib.nullcontext() if last or no_sync is None else no_sync():
+        with contextlib.nullcontext() if last else context.partial():
             part = system.update(batch, context)
         for name, value in part.items():
             logs[name] = logs.get(name, 0) + value.float() / config.accumulate

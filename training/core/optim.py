@@ -28,7 +28,11 @@ class GroupSummary(NamedTuple):
 
 
 def build_optimizer(
-    groups: dict[str, list[nn.Parameter]], config: OptimConfig, undecayed: Iterable[nn.Parameter] = ()
+    groups: dict[str, list[nn.Parameter]],
+    config: OptimConfig,
+    undecayed: Iterable[nn.Parameter] = (),
+    *,
+    unused: bool = False,
 ) -> torch.optim.Optimizer:
     """Build the optimizer; each group's dict carries its `name` and its own base rate `initial_lr`.
 
@@ -37,6 +41,7 @@ def build_optimizer(
         config: its `lr` names the same groups.
         undecayed: parameters without weight decay, beside those that `config.decay` leaves out (`System.undecayed`);
             frozen ones are passed over.
+        unused: whether a step may leave parameters without gradients (`System.unused_parameters`).
 
     Raises:
         ConfigError: groups and `config.lr` do not name each other, or a rate is not a number ≥ 0.
@@ -100,8 +105,9 @@ def build_optimizer(
             square_avg_init=config.square_avg_init,
             **options,
         )
-    # One kernel for all tensors; elsewhere torch chooses between foreach and a loop itself.
-    if all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in everything):
+    # One kernel for all tensors; elsewhere torch chooses between foreach and a loop itself. The kernel of SGD fails
+    # when parameters get their first gradients, and so their momentum, in different steps.
+    if not unused and all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in everything):
         options["fused"] = True
     if config.name == "sgd":
         return torch.optim.SGD(described, momentum=config.momentum, nesterov=config.nesterov, **options)
@@ -128,7 +134,8 @@ def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
         return torch.zeros(())
     norms = torch.stack(torch._foreach_norm(gradients))
     torch._foreach_mul_(gradients, (limit / norms.clamp(min=limit)).unbind())
-    return torch.linalg.vector_norm(norms)
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:

@@ -333,6 +333,7 @@ def _wrapper(group: Group, device: torch.device) -> Callable[[System], nn.Module
             system,
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,  # synchronised statistics are equal already
+            find_unused_parameters=system.unused_parameters,
         )
 
     return wrap

@@ -99,6 +99,14 @@ class UpdateContext(Protocol):
         """Scale for accumulation and run backward."""
         ...
 
+    def partial(self) -> AbstractContextManager[Any]:
+        """Let the ranks keep their gradients to themselves in here, forward and backward together.
+
+        For all but the last of several backward passes of a batch: the last one, outside, exchanges the sums. With
+        one process it does nothing. Without it results are the same, at one exchange per pass.
+        """
+        ...
+
     def step(self, name: str = "main") -> dict[str, Tensor]:
         """Clip, step and zero one optimizer; returns logs (gradient norm)."""
         ...
@@ -108,7 +116,9 @@ class System(nn.Module):
     """Model, loss, metrics and cost of one stage.
 
     The whole System is what data parallelism wraps; frozen parts have `requires_grad_(False)`.
-    Parameters with gradients must all take part in `forward`.
+    Parameters with gradients must all take part in `forward`, on every rank and in every step, unless
+    `unused_parameters` says otherwise. What depends on the progress of a run (a temperature, a warm-up of a part)
+    is set in `on_step` as a function of the step, so that a resumed run needs no state for it.
     """
 
     classes: tuple[str, ...]
@@ -122,11 +132,24 @@ class System(nn.Module):
         """Return the training loss of a batch."""
         raise NotImplementedError
 
+    def on_step(self, step: int, steps: int) -> None:
+        """Hear that a step begins; called before its first batch is prepared, once however many batches it has.
+
+        Not called in evaluation, nor on loaded models and averages of weights: `predict` must not depend on what is
+        set here, unless it lies in a buffer. torch's generators are seeded by (seed, step, rank) before the call.
+
+        Args:
+            step: optimizer steps done so far, 0 to steps - 1; after a resume it goes on where the run was.
+            steps: of the whole run, `fit.steps`.
+        """
+
     def update(self, batch: ClipBatch, ctx: UpdateContext) -> dict[str, Tensor]:
         """One optimisation on a (micro-)batch; default: forward, backward. The loop steps after it.
 
-        Overridden only where a batch needs several steps; such a system sets `owns_step = True`
-        and calls `ctx.step` itself.
+        Overridden where a batch needs several steps; such a system sets `owns_step = True` and calls `ctx.step`
+        itself. Or where it needs several backward passes, as for the sub-clips of a video with carried state: all
+        but the last pass then run in `ctx.partial()`, losses are divided by their number, and what is carried is
+        detached before it leaves `forward`.
         """
         with ctx.autocast():
             output: StepOutput = ctx.system(batch)
@@ -134,6 +157,10 @@ class System(nn.Module):
         return {"loss": output.loss.detach(), **output.logs}
 
     owns_step: bool = False
+    unused_parameters: bool = False
+    """Whether a trained parameter may take no part in the loss of a rank or of a step (sampled paths). Data
+    parallelism then searches each pass for such parameters, which costs time, and no optimizer kernel is chosen that
+    needs every gradient. A parameter that no rank used in a step stays as it is, without decay or momentum."""
     objective: tuple[str, str] = ("loss", "min")
     """Which log shows that training works on a batch, and in which direction; not the loss for reinforcement."""
 
@@ -157,7 +184,8 @@ class System(nn.Module):
         """Optimizers by name; one called `main` unless a system alternates."""
         from training.core.optim import build_optimizer
 
-        return {"main": build_optimizer(self.parameter_groups(), config, self.undecayed())}
+        groups, unused = self.parameter_groups(), self.unused_parameters
+        return {"main": build_optimizer(groups, config, self.undecayed(), unused=unused)}
 
     def networks(self) -> Iterable[nn.Module]:
         """Modules from tensors to tensors, worth compiling (`fit.compile`)."""

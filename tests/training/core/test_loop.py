@@ -243,6 +243,61 @@ def test_average_of_constant_weights_follows_them():
     assert not equal(run(ema_decay=0.9).weights, averaged.weights)
 
 
+class Warm(Small):
+    """The loss is multiplied by a factor of the progress; remembers what it was told, and when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, int]] = []
+        self.events: list[str] = []
+        self.factor = 0.0
+
+    def on_step(self, step: int, steps: int) -> None:
+        self.told.append((step, steps))
+        self.events.append("step")
+        self.factor = (step + 1) / steps
+
+    def prepare(self, raw: RawBatch, *, train: bool) -> ClipBatch:
+        self.events.append("batch")
+        return super().prepare(raw, train=train)
+
+    def forward(self, batch: ClipBatch) -> StepOutput:
+        return StepOutput(super().forward(batch).loss * self.factor)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_system_hears_of_each_step_once_before_its_batches(accumulate):
+    made: list[Warm] = []
+    run(system=lambda: made.append(Warm()) or made[0], accumulate=accumulate)
+    assert made[0].told == [(step, 12) for step in range(12)]
+    assert made[0].events == ["step", *["batch"] * accumulate] * 12
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_depends_on_the_step_resumes_exactly(tmp_path, accumulate):
+    whole = run(system=Warm, accumulate=accumulate)
+    with pytest.raises(Killed):
+        run(tmp_path, system=Warm, loader=DyingLoader(9 * accumulate), accumulate=accumulate)
+    made: list[Warm] = []
+    resumed = run(tmp_path, system=lambda: made.append(Warm()) or made[0], accumulate=accumulate)
+    assert resumed.resumed_from == 8
+    assert made[0].told == [(step, 12) for step in range(8, 12)]
+    assert equal(whole.weights, resumed.weights)
+
+    class Counting(Warm):
+        """Control: a factor that is kept in the object starts anew after a resume."""
+
+        def on_step(self, step: int, steps: int) -> None:
+            self.factor += 1 / steps
+
+    folder = tmp_path / "counting"
+    straight = run(system=Counting, accumulate=accumulate)
+    torch.testing.assert_close(straight.weights, whole.weights)
+    with pytest.raises(Killed):
+        run(folder, system=Counting, loader=DyingLoader(9 * accumulate), accumulate=accumulate)
+    assert not equal(run(folder, system=Counting, accumulate=accumulate).weights, straight.weights)
+
+
 def test_logs_name_loss_rates_and_throughput():
     logs: list[tuple[int, dict[str, float]]] = []
     run(logs=logs, clip_grad_norm=1.0)

@@ -241,6 +241,27 @@ def test_spared_parameters_are_frozen_or_in_a_group():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_parameters_may_get_their_first_gradients_in_different_steps(name):
+    early, late = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    settings = config(name=name, lr={"main": 0.1})
+    optimizer = build_optimizer({"main": [early, late]}, settings, unused=True)
+    early.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert torch.equal(late, torch.ones(2, 2))
+    first = early.detach().clone()
+    late.grad = torch.ones(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(late, first)
+    if name == "sgd":  # Control: torch's fused kernel needs them all at once.
+        fused = build_optimizer({"main": [early, late]}, settings)
+        late.grad = None
+        fused.step()
+        late.grad = torch.ones(2, 2)
+        with pytest.raises(TypeError):
+            fused.step()
+
+
 def test_nesterov_is_torchs_own():
     for nesterov in (False, True):
         optimizer = build_optimizer(two_groups(), config(nesterov=nesterov))

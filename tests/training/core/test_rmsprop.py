@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from training.core.config import OptimConfig
-from training.core.optim import build_optimizer, build_schedule
+from training.core.optim import build_optimizer, build_schedule, clip_each
 from training.core.rmsprop import RMSProp
 
 RATES = [0.5, 0.5, 0.02, 0.0, 1.8, 0.3]
@@ -160,3 +160,29 @@ def test_senseless_settings(change, match):
 def test_half_precision_is_refused():
     with pytest.raises(ValueError, match="bfloat16"):
         RMSProp([nn.Parameter(torch.ones(1, dtype=torch.bfloat16))], lr=0.1, rho=0.9, eps=1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_gpu_gives_the_same_without_waiting():
+    """Clipping of each gradient and a step; the device is never waited for."""
+    results = []
+    for device in ("cpu", "cuda"):
+        values = [nn.Parameter(value.detach().to(device)) for value in parameters(torch.float32)]
+        optimizer = RMSProp(values, lr=0.5, rho=0.9, eps=1.0, momentum=0.9, weight_decay=0.1)
+        norms = []
+        for step in range(3):
+            for value in values:
+                value.grad = torch.tensor(gradient(step, tuple(value.shape)), dtype=value.dtype, device=device)
+            if step > 0 and device == "cuda":  # the first one loads libraries, which synchronises
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                norms.append(clip_each(values, 1.0))
+                optimizer.step()
+            finally:
+                if device == "cuda":
+                    torch.cuda.set_sync_debug_mode("default")
+        results.append([tensor.detach().cpu() for tensor in [*values, *norms]])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
