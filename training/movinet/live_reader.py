@@ -279,8 +279,8 @@ class LiveReader:
                 raise LiveError(
                     f"{self.source}: ended unexpectedly after {self._position()}: {_reason(error, self._timeout_s)}"
                 ) from None
-            # A place that could not be read was one packet or more.
-            if packets < stream.frames and not self._corrupt:
+            # What could not be read is a packet too: then the file is damaged, not cut off.
+            if packets + self._corrupt < stream.frames:
                 raise LiveError(
                     f"{self.source}: ends after {packets} of the {stream.frames} frames that it announces "
                     f"({self._position()}); it is cut off or still being written"

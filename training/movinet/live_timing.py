@@ -15,7 +15,7 @@ WRAP = 1 << 33
 TRANSPORT_TICK = Fraction(1, 90_000)
 
 EXACT_S = 1e-3
-"""A frame this near to a tick is at it: Matroska rounds timestamps to milliseconds. Seconds."""
+"""Times this near to one another are the same: Matroska rounds timestamps to milliseconds. Seconds."""
 
 
 class Timeline:
@@ -76,7 +76,7 @@ class FrameSelector(Generic[T]):
 
     A frame at or after a tick decides it, so what is chosen is known at most one frame late, and at once where
     frames lie on the ticks. A source slower than the model's rate gives each of its frames once. A tick beyond the
-    last frame takes that frame when it is at most half a tick away.
+    last frame is decided as if one more frame had come, at the distance of the last two.
     """
 
     def __init__(self, rate: float | None) -> None:
@@ -93,6 +93,7 @@ class FrameSelector(Generic[T]):
         self._rate = rate
         self._next = 0
         self._time_s: float | None = None
+        self._step_s = 0.0
         self._held: T | None = None
 
     def add(self, time_s: float, frame: T) -> list[T]:
@@ -108,14 +109,15 @@ class FrameSelector(Generic[T]):
         last = math.floor((time_s + EXACT_S) * self._rate)
         if last >= self._next:
             last_s = last / self._rate
-            # Ticks up to the middle between two frames belong to the earlier one; the microsecond is for rounding.
-            middle_s = -math.inf if self._time_s is None else (self._time_s + time_s) / 2 + 1e-6
+            # Ticks up to the middle between two frames belong to the earlier one.
+            middle_s = -math.inf if self._time_s is None else (self._time_s + time_s) / 2 + EXACT_S
             if self._next / self._rate <= middle_s and self._held is not None:
                 chosen.append(self._held)
             taken = last_s > middle_s or abs(time_s - last_s) <= EXACT_S
             if taken:
                 chosen.append(frame)
             self._next = last + 1
+        self._step_s = 0.0 if self._time_s is None else time_s - self._time_s
         self._time_s, self._held = time_s, None if taken else frame
         return chosen
 
@@ -124,7 +126,7 @@ class FrameSelector(Generic[T]):
         held, self._held = self._held, None
         if held is None or self._rate is None or self._time_s is None:
             return []
-        return [held] if self._next / self._rate - self._time_s <= 0.5 / self._rate else []
+        return [held] if self._next / self._rate <= self._time_s + self._step_s / 2 + EXACT_S else []
 
 
 def nearest_frames(times_s: Sequence[float], rate: float | None) -> list[int]:
