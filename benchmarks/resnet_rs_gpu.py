@@ -11,27 +11,30 @@ through the code that the stages run, without Ray and MLflow.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from benchmarks.on_gpu import Trainer, fit_config, raw_batch, run_stage, timed, values_of
 from data_specs.schema import read_index
 from infra.settings import Settings
-from training.core.config import DataConfig, FitConfig, OptimConfig, TransformConfig, apply_overrides, validate
+from training.core.config import DataConfig, FitConfig, TransformConfig, validate
 from training.core.data import resolve_decoder
 from training.core.evaluate import evaluate_shards
-from training.core.loop import MovingAverage, _channels_last, _Context, precision_context
-from training.core.ray_runner import FitJob, source_digest, train_worker
+from training.core.loop import precision_context
 from training.core.stage import StageInputs
 from training.core.system import ClipBatch, RawBatch, System
 from training.core.trials import Search
 from training.registry import all_stages
 from training.resnet_rs.config import NetConfig
 from training.resnet_rs.system import ResNetRS
+
+OPTIM: dict[str, Any] = {
+    "name": "sgd", "lr": {"main": 0.02}, "nesterov": True, "weight_decay": 4e-5, "decay": "kernels",
+}  # fmt: skip
+"""The paper's optimizer with a rate for a small batch."""
 
 CLASSES = tuple(f"class {number}" for number in range(400))
 
@@ -48,30 +51,6 @@ def net_config(depth: int) -> NetConfig:
     )  # fmt: skip
 
 
-def fit_config(*, compiled: bool) -> FitConfig:
-    """The paper's optimizer with a rate for a small batch."""
-    optim: dict[str, Any] = {
-        "name": "sgd", "lr": {"main": 0.02}, "nesterov": True, "weight_decay": 4e-5, "decay": "kernels",
-        "schedule": "constant", "warmup_steps": 0,
-    }  # fmt: skip
-    return FitConfig(
-        steps=100, seed=0, optim=OptimConfig(**optim), clip_grad_norm=5.0, ema_decay=0.9999, precision="bf16",
-        compile=compiled, eval_every=0, keep="last",
-    )  # fmt: skip
-
-
-def raw_batch(batch: int, frames: int, side: int, device: torch.device) -> RawBatch:
-    """Clips of noise over a brightness that is the class, as decoded frames."""
-    generator = torch.Generator().manual_seed(0)
-    label = torch.randint(0, len(CLASSES), (batch,), generator=generator)
-    pixels = torch.randint(0, 60, (batch, frames, side, side, 3), generator=generator, dtype=torch.uint8)
-    pixels += (label % 190).to(torch.uint8)[:, None, None, None, None]
-    return RawBatch(
-        pixels, torch.full((batch, 2), side), label, tuple(map(str, range(batch))), torch.arange(batch),
-        torch.ones(batch, dtype=torch.bool),
-    ).to(device)  # fmt: skip
-
-
 def speed(options: argparse.Namespace) -> None:
     """Print training and evaluation speed, plain and compiled."""
     device = torch.device("cuda")
@@ -84,11 +63,11 @@ def speed(options: argparse.Namespace) -> None:
         num_frames=options.frames, sampling="dense", stride=2, overrun="loop", batch_size=options.batch,
         transform=TransformConfig(**transform),
     )  # fmt: skip
-    raw = raw_batch(options.batch, options.frames, options.size, device)
+    raw = raw_batch(options.batch, options.frames, options.size, device, len(CLASSES))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, batch {options.batch}")
     print(f"{'':<22}{'train clips/s':>14}{'eval views/s':>14}{'peak GiB':>10}{'first loss':>12}{'last':>8}")
     for compiled in (False, True):
-        row = run_speed(options.depth, data, raw, fit_config(compiled=compiled), device)
+        row = run_speed(options.depth, data, raw, fit_config(compiled=compiled, **OPTIM), device)
         name = f"RS-{options.depth} {'compiled' if compiled else 'eager'}"
         print(f"{name:<22}{row[0]:>14.1f}{row[1]:>14.1f}{row[2]:>10.1f}{row[3]:>12.3f}{row[4]:>8.3f}", flush=True)
     print(f"logits, bf16 against fp32: relative error {relative_error(options.depth, data, raw):.2e}")
@@ -100,27 +79,12 @@ def run_speed(
     """Return clips per second of training, views per second, peak memory (GiB), first and last loss."""
     torch.manual_seed(0)
     torch.cuda.reset_peak_memory_stats()
-    system = ResNetRS(net_config(depth), data, CLASSES).to(device)
-    _channels_last(system)
-    optimizers = system.optimizers(config.optim)
-    average = MovingAverage(system, 0.9999)
-    if config.compile:
-        for network in system.networks():
-            network.compile()
-    context = _Context(system, optimizers, config, precision_context("bf16", device))
-
-    def step() -> torch.Tensor:
-        batch = system.prepare(raw, train=True)
-        logs = system.update(batch, context)
-        context.step()
-        average.update(system)
-        return logs["loss"]
-
-    system.train()
-    first = float(step())
+    system = ResNetRS(net_config(depth), data, CLASSES)
+    trainer = Trainer(system, config, raw)
+    first = float(trainer.step())
     for _ in range(8):
-        step()
-    seconds, last = timed(step, 20)
+        trainer.step()
+    seconds, last = timed(trainer.step, 20)
     clips = len(raw.key) / seconds
     system.eval()
     with torch.inference_mode(), precision_context("bf16", device)():
@@ -133,20 +97,6 @@ def run_speed(
         predict()
         seconds, _ = timed(predict, 10)
     return clips, len(raw.key) / seconds, torch.cuda.max_memory_allocated() / 2**30, first, float(last)
-
-
-def timed(call: Callable[[], torch.Tensor], repeats: int) -> tuple[float, torch.Tensor]:
-    """Return seconds per call and the last result; a call that waits for the device is an error."""
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(repeats):
-            result = call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    torch.cuda.synchronize()
-    return (time.perf_counter() - started) / repeats, result
 
 
 def relative_error(depth: int, data: DataConfig, raw: RawBatch) -> float:
@@ -193,31 +143,6 @@ def stages(options: argparse.Namespace) -> None:
             seconds = time.perf_counter() - started
             top1, views = found.metrics["test/top1"], given.data.eval_views
             print(f"{name:<44} test top-1 {top1:.3f}, {views} views, {seconds:.1f} s")
-
-
-def values_of(stage: str, params: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return a stage's values from a params file; overrides of fields that it does not have are left out."""
-    values = dict(params[stage]) | {f: params[s] for f, s in all_stages()[stage].shared.items()}
-    return apply_overrides(values, [item for item in overrides if item.split(".")[0] in values])
-
-
-def run_stage(stage: str, values: dict[str, Any], name: str, shards: Path, classes: list[str], work: Path) -> None:
-    """Train one stage in this process and print how it went."""
-    work.mkdir()
-    validate(all_stages()[stage].config, values, name)
-    losses: list[tuple[int, dict[str, float]]] = []
-    job = FitJob(
-        stage=stage, dataset="bench", name=name, config=values, classes=classes, root=str(Path.cwd()),
-        shards=str(shards.absolute()), upstream={}, work=str(work), tracking=None, source_digest=source_digest(),
-        cpus=8, allow_decoder_change=False,
-    )  # fmt: skip
-    started = time.perf_counter()
-    train_worker(asdict(job), lambda step, metrics: losses.append((step, metrics)))
-    if (work / "fatal.txt").exists():
-        raise RuntimeError((work / "fatal.txt").read_text())
-    shown = ", ".join(f"step {step}: val nll {metrics['val/nll']:.3f}" for step, metrics in losses)
-    top1 = losses[-1][1]["val/top1"]
-    print(f"{name:<44} {shown}; val top-1 {top1:.3f}, {time.perf_counter() - started:.1f} s", flush=True)
 
 
 def main() -> None:
