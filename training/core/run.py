@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,6 @@ def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = N
     resolved = resolve(ref, settings, overrides)
     index = read_index(resolved.paths.shards)
     upstream = _upstream_digests(resolved.paths)
-    if resolved.stage.settle is not None:
-        resolved = replace(resolved, config=resolved.stage.settle(resolved.config, resolved.paths.upstream))
     config = resolved.config.model_dump(mode="json")
     # Without the rung: a machine with another one shall find the checkpoint, and refuse it or not (D8).
     asked = {**config, "data": {**config["data"], "decoder": resolved.decoder_asked}}

@@ -64,9 +64,6 @@ class Stage:
     """For evaluate stages: the upstream whose model is evaluated (and may be registered)."""
     split: Literal["val", "test"] = "val"
     """Split that the final evaluation of this stage uses."""
-    settle: Callable[[Any, Mapping[str, Path]], Any] | None = None
-    """Returns the config with what upstreams found (an architecture) written into it, before anything runs; gets the
-    config and `StageInputs.upstream`. The saved model's config then says all that is needed to build it."""
     scorer: Callable[["ScoreInputs"], "Scorer"] | None = None
     """For search stages whose trials are not trained: makes what scores them, once per worker process."""
     leaves: tuple[str, ...] = ()
