@@ -21,7 +21,7 @@ from training.core.config import ConfigError
 from training.core.failures import StageFailed
 from training.core.run import run_stage
 from training.core.stage import StageRef
-from training.core.tracking import client, find_runs, metric_history
+from training.core.tracking import client, ensure_store, find_runs, metric_history
 from training.core.trials import Journal, Trial, check_trial
 from training.registry import FAMILIES
 
@@ -146,10 +146,19 @@ def make_project(root: Path, shards: Path, rounds: int = 3, width: int = 4) -> P
     return root
 
 
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow store to copy: making one takes seconds."""
+    root = tmp_path_factory.mktemp("store")
+    ensure_store(make_settings(root))
+    return root / "mlflow.db"
+
+
 @pytest.fixture
-def hill(tmp_path: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def hill(tmp_path: Path, tiny_shards: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project whose family is registered in this process."""
     root = make_project(tmp_path / "here", tiny_shards)
+    shutil.copy(store, root)
     monkeypatch.setitem(FAMILIES, "hill", "hill_family")
     monkeypatch.syspath_prepend(root)
     monkeypatch.chdir(root)

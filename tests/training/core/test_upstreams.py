@@ -18,6 +18,7 @@ from training.core.failures import StageFailed
 from training.core.lineage import lineage
 from training.core.run import resolve, run_stage
 from training.core.stage import Stage, StageRef, check_upstream, paths_of, upstream_key, upstream_ref
+from training.core.tracking import ensure_store
 from training.registry import FAMILIES, all_stages
 
 SECTIONS = yaml.safe_load((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
@@ -98,8 +99,16 @@ MODELS = {}
 '''
 
 
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow store to copy: making one takes seconds."""
+    root = tmp_path_factory.mktemp("store")
+    ensure_store(make_settings(root))
+    return root / "mlflow.db"
+
+
 @pytest.fixture
-def rates(tmp_path: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def rates(tmp_path: Path, tiny_shards: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project whose family is registered in this process."""
     root = tmp_path / "here"
     (root / "params").mkdir(parents=True)
@@ -111,6 +120,7 @@ def rates(tmp_path: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch) ->
     (root / "rate_family").mkdir()
     (root / "rate_family" / "__init__.py").write_text(FAMILY)
     shutil.copytree(tiny_shards, root / "data" / "shards" / "tiny")
+    shutil.copy(store, root)
     monkeypatch.setitem(FAMILIES, "rate", "rate_family")
     monkeypatch.syspath_prepend(root)
     monkeypatch.chdir(root)
@@ -199,6 +209,26 @@ def test_entries_in_dvc(rates):
         "data": "${rate}", "engine": ["random", "evolution"], "seed": "${rate_grid.seed}"
     }  # fmt: skip
     assert "trials" in {Path(path).name for path in entries["resnet_rs_search"]["outs"]}
+
+
+def test_dvc_sees_the_same_graph(rates):
+    """DVC itself puts each training behind the search with the same items, and no other."""
+    from dvc.repo import Repo
+
+    entries = {name: entry for name, entry in training_entries(rates).items() if name.startswith("rate_")}
+    (rates / "dvc.yaml").write_text(yaml.safe_dump({"stages": entries}))
+    (rates / "params.yaml").write_text("rate: [tiny, demo]\nrate_grid:\n  seed: [0, 1]\n")
+    with Repo.init(str(rates), no_scm=True) as repo:
+        edges = {(after.addressing, before.addressing) for after, before in repo.index.graph.edges}
+    assert edges == {
+        (f"rate_train@{items}", f"rate_search@{items}")
+        for items in (
+            f"{data}-{engine}-{seed}"
+            for data in ("tiny", "demo")
+            for engine in ("random", "evolution")
+            for seed in "01"
+        )
+    }
 
 
 def test_paths_of_an_instance(rates):
