@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from training.core.stage import Kind, Stage, check_upstream, upstream_folder, upstream_stage
+from training.core.stage import Kind, Stage, check_upstream, upstream_ref, upstream_stage
 from training.registry import FAMILIES, all_stages, family_of
 
 MARKER = (
@@ -103,7 +103,7 @@ def _upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> list[str]
             raise ValueError(f"stage {stage.name!r}: a report reads all instances of {base!r}, not {name!r}")
         return [f"runs/${{item.data}}/{base}"]
     check_upstream(stage, name, stages)
-    folder = f"runs/${{item.data}}/{upstream_folder(stage, None, name)}"
+    folder = f"runs/${{item.data}}/{upstream_ref(stage, None, name).folder}"
     files = stages[base].leaves if stages[base].kind == "search" else ("model",)
     return [f"{folder}/{file}" for file in files]
 

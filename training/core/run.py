@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from data_specs.files import sha256_of
 from data_specs.schema import ShardIndex, digest, read_index
@@ -55,6 +56,7 @@ def resolve(ref: StageRef, settings: Settings, overrides: list[str] | None = Non
 
     Raises:
         ConfigError: unknown stage, items that are not in its matrix, or a section that is not valid.
+        FileNotFoundError: a search that the config takes a value from has not run.
     """
     stages = all_stages()
     if ref.stage not in stages:
@@ -67,6 +69,7 @@ def resolve(ref: StageRef, settings: Settings, overrides: list[str] | None = Non
     values = load_section(paths.params, stage.name)
     values |= {name: load_section(paths.params, section) for name, section in stage.shared.items()}
     values |= dict(zip(stage.matrix, ref.items, strict=True))
+    values |= {name: _found(stage, paths, source) for name, source in stage.found.items()}
     values = apply_overrides(values, overrides or [])
     config = validate(stage.config, values, f"{paths.params}: section {stage.name!r}")
     asked = config.data.decoder
@@ -75,6 +78,16 @@ def resolve(ref: StageRef, settings: Settings, overrides: list[str] | None = Non
         data = config.data.model_copy(update={"decoder": resolve_decoder("auto")})
         config = config.model_copy(update={"data": data})
     return Resolved(ref, stage, config, paths, asked, bool(overrides))
+
+
+def _found(stage: Stage, paths: StagePaths, source: str) -> Any:
+    """Return what a search found: the content of the leaf that an entry of `Stage.found` names."""
+    key, _, leaf = source.partition("/")
+    path = paths.upstream.get(key, Path()) / leaf
+    if path not in paths.leaves.get(key, ()):
+        known = [f"{name}/{file.name}" for name, files in paths.leaves.items() for file in files]
+        raise ConfigError(f"stage {stage.name!r}: found {source!r} is none of the leaves of its upstreams: {known}")
+    return yaml.safe_load(_present(path, key).read_text())
 
 
 def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = None) -> Path:

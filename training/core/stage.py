@@ -69,6 +69,9 @@ class Stage:
     leaves: tuple[str, ...] = ()
     """Names of further output files in the run folder: those of a search's `files()`. What stages downstream of a
     search depend on."""
+    found: Mapping[str, str] = field(default_factory=dict)
+    """Field of the config → `<upstream key>/<leaf>`: a YAML file of an upstream search, whose content the field gets.
+    So what was found is part of the config that a model carries with it, and the model is built without the search."""
 
     def __post_init__(self) -> None:
         if self.scorer is not None and self.kind != "search":
@@ -229,7 +232,7 @@ def paths_of(stage: Stage, ref: StageRef, settings: Settings, stages: Mapping[st
             from training.registry import all_stages
 
             stages = all_stages()
-        key, folder = upstream_key(name), runs / upstream_folder(stage, ref, name)
+        key, folder = upstream_key(name), runs / upstream_ref(stage, ref, name).folder
         base = stages.get(upstream_stage(name))
         if base is not None and base.kind == "search":
             check_upstream(stage, name, stages)
@@ -260,12 +263,12 @@ def upstream_key(name: str) -> str:
     return upstream_stage(name) if PLACEHOLDER.search(name) else name
 
 
-def upstream_folder(stage: Stage, ref: StageRef | None, name: str) -> str:
-    """Return the run folder, below `runs/<dataset>/`, of an entry of `Stage.upstream`.
+def upstream_ref(stage: Stage, ref: StageRef | None, name: str) -> StageRef:
+    """Return the instance that an entry of `Stage.upstream` means.
 
     Args:
         stage: whose upstream it is.
-        ref: the instance; None: DVC's `${item.<axis>}` stands for the items of the instance's own.
+        ref: the instance whose upstream it is; None: any, with `${item.<axis>}` (DVC's notation) for its items.
         name: the entry.
 
     Raises:
@@ -289,7 +292,7 @@ def upstream_folder(stage: Stage, ref: StageRef | None, name: str) -> str:
             items.append(ref.items[axes.index(match["axis"])])
         else:
             raise ConfigError(f"{ref} is not an instance of {stage.name}, whose matrix has {axes}")
-    return StageRef(base, "", tuple(items)).folder
+    return StageRef(base, ref.dataset if ref is not None else "${item.data}", tuple(items))
 
 
 def check_upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> None:
@@ -321,7 +324,7 @@ def check_upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> None
             continue
         own = stage.matrix.get(match["axis"])
         if own is None:
-            upstream_folder(stage, None, name)  # says so
+            upstream_ref(stage, None, name)  # says so
         same = own == values if isinstance(own, str) or isinstance(values, str) else set(own or ()) <= set(values)
         if not same:
             raise ConfigError(
