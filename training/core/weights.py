@@ -8,11 +8,13 @@ it succeeds.
 import difflib
 import fnmatch
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -26,6 +28,10 @@ __all__ = ["WeightError", "WeightReport", "load_published", "load_state", "load_
 Rename = Mapping[str, str] | Callable[[str], str | None]
 """Old → new: a mapping of whole keys or of dotted prefixes (the longest wins; an empty new prefix removes it), or
 a function that returns the new key, or None to drop the entry."""
+
+Convert = Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]]
+"""(state dict of the file, network) → state dict in the network's names, for layouts whose values differ too. What it
+does not know it keeps under its old name; it raises ValueError where the file contradicts itself."""
 
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 """Keys under which training scripts put the state dict."""
@@ -102,7 +108,7 @@ class WeightReport:
 def load_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict onto the CPU.
 
-    Reads `.safetensors` and files of `torch.save` (`.pt`, `.pth`, `.th`, …), the latter with
+    Reads `.safetensors`, `.npz`, and files of `torch.save` (`.pt`, `.pth`, `.th`, …), the latter with
     `weights_only=True`: no code from the file runs. Unwraps `{"state_dict": …}` and the like, and removes a
     `module.` or `_orig_mod.` that stands before every key.
 
@@ -118,6 +124,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
             content = safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise WeightError(f"{path} cannot be read as safetensors: {error}") from None
+    elif path.suffix == ".npz":
+        content = _load_npz(path)
     else:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -130,6 +138,18 @@ def load_state(path: Path) -> dict[str, Tensor]:
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
             raise WeightError(f"{path} cannot be read as a torch file: {error}") from None
     return _strip_prefixes(_unwrap(content, path))
+
+
+def _load_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise WeightError(f"{path} cannot be read as arrays of numpy.savez: {error}") from None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise WeightError(f"{path}: {name} has the type {array.dtype}, no numbers; leave it out when exporting")
+    return {name: torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)) for name, array in arrays.items()}
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
@@ -168,6 +188,7 @@ def load_weights(
     *,
     strict: bool = True,
     rename: Rename | None = None,
+    convert: Convert | None = None,
     ignore: Sequence[str] = (),
 ) -> WeightReport:
     """Copy weights into a network; all that fit, or none.
@@ -178,6 +199,7 @@ def load_weights(
         strict: raise unless everything fits. Otherwise what fits is loaded and the report tells the rest;
             tensors of another shape are then left as they were.
         rename: applied to the file's names first.
+        convert: applied to names and values after that.
         ignore: patterns (`fc.*`) of names, after renaming, that may be missing, extra or of another shape;
             they are not loaded.
 
@@ -192,6 +214,11 @@ def load_weights(
     dropped: list[str] = []
     if rename is not None:
         state, dropped = _renamed(state, rename, source)
+    if convert is not None:
+        try:
+            state = dict(convert(state, module))
+        except ValueError as error:
+            raise WeightError(f"{source}: {error}") from None
     report = _compare(module.state_dict(), state, source, ignore, dropped)
     if not report.matched:
         raise WeightError(f"no tensor of the file fits the network\n{report}")
@@ -206,7 +233,13 @@ def load_weights(
 
 
 def load_published(
-    module: nn.Module, file: WeightsFile, root: Path, *, rename: Rename | None = None, ignore: Sequence[str] = ()
+    module: nn.Module,
+    file: WeightsFile,
+    root: Path,
+    *,
+    rename: Rename | None = None,
+    convert: Convert | None = None,
+    ignore: Sequence[str] = (),
 ) -> WeightReport:
     """Copy published weights into a network, strictly, after comparing the file with its checksum.
 
@@ -215,6 +248,7 @@ def load_published(
         file: path and checksum, as a params file names them.
         root: folder that a relative path starts from.
         rename: from the names of the file's layout, see `load_weights`.
+        convert: from the names and values of the file's layout, see `load_weights`.
         ignore: patterns of names that may be missing or extra, e.g. of the head.
 
     Raises:
@@ -226,7 +260,7 @@ def load_published(
     actual = sha256_of(path)
     if actual != file.sha256:
         raise WeightError(f"{path} has the sha256 {actual}, the params file says {file.sha256}")
-    return load_weights(module, path, rename=rename, ignore=ignore)
+    return load_weights(module, path, rename=rename, convert=convert, ignore=ignore)
 
 
 def _renamed(state: Mapping[str, Tensor], rename: Rename, source: str) -> tuple[dict[str, Tensor], list[str]]:
