@@ -1,0 +1,1 @@
+"""MoViNet: mobile video networks, and the search for them."""
