@@ -17,9 +17,13 @@ def view_scores(logits_of: Callable[[Tensor], Tensor], video_BCTHW: Tensor, num_
         video_BCTHW: V·T frames per video.
         num_frames: T.
     """
-    clips, channels, frames, *side = video_BCTHW.shape
-    # (B,C,V·T,H,W) → (B·V,C,T,H,W)
-    split = video_BCTHW.reshape(clips, channels, frames // num_frames, num_frames, *side)
-    views = split.transpose(1, 2).flatten(0, 1)
+    views = split_views(video_BCTHW, num_frames)
     logits = torch.cat([logits_of(part) for part in torch.split(views, VIEWS_AT_ONCE)])
-    return logits.float().softmax(-1).reshape(clips, -1, logits.shape[-1])
+    return logits.float().softmax(-1).reshape(len(video_BCTHW), -1, logits.shape[-1])
+
+
+def split_views(video_BCTHW: Tensor, num_frames: int) -> Tensor:
+    """(B,C,V·T,H,W) → (B·V,C,T,H,W), the views of a clip behind one another."""
+    clips, channels, frames, *side = video_BCTHW.shape
+    split = video_BCTHW.reshape(clips, channels, frames // num_frames, num_frames, *side)
+    return split.transpose(1, 2).flatten(0, 1)

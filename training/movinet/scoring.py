@@ -11,33 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.core.metrics import classification_metrics
 from training.core.system import ClipBatch
+from training.core.views import split_views, view_scores
 from training.movinet.space import Genotype
 from training.movinet.supernet import Supernet
 
-__all__ = ["recalibrate", "score_child", "split_views", "view_scores"]
-
-VIEWS_AT_ONCE = 32
-"""Views in one forward of evaluation: bounds memory, and is enough to fill a GPU."""
-
-
-def split_views(video_BCTHW: Tensor, num_frames: int) -> Tensor:
-    """(B,C,V·T,H,W) → (B·V,C,T,H,W), the views of a clip behind one another."""
-    clips, channels, frames, *side = video_BCTHW.shape
-    split = video_BCTHW.reshape(clips, channels, frames // num_frames, num_frames, *side)
-    return split.transpose(1, 2).flatten(0, 1)
-
-
-def view_scores(forward: Callable[[Tensor], Tensor], video_BCTHW: Tensor, num_frames: int) -> Tensor:
-    """Return the class probabilities of each view, (B,V,K) fp32.
-
-    Args:
-        forward: clips (N,C,T,H,W) → logits (N,K).
-        video_BCTHW: the views of a clip follow one another along T.
-        num_frames: T of one view.
-    """
-    views = split_views(video_BCTHW, num_frames)
-    logits = torch.cat([forward(part) for part in torch.split(views, VIEWS_AT_ONCE)])
-    return logits.float().softmax(-1).reshape(len(video_BCTHW), -1, logits.shape[-1])
+__all__ = ["recalibrate", "score_child"]
 
 
 @torch.no_grad()

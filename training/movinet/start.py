@@ -7,34 +7,29 @@ from pathlib import Path
 from torch import Tensor
 
 from training.backbones.movinet import MoViNet
+from training.backbones.movinet_weights import TRAINING_STATE, from_pytorch_port, from_tensorflow, transferable
 from training.core.config import WeightsFile
 from training.core.weights import load_published, load_weights
 
 log = logging.getLogger(__name__)
 
+CONVERTERS = {"fovea": None, "atze00": from_pytorch_port, "tensorflow": from_tensorflow}
+
 
 def start_from_base(net: MoViNet, base: Mapping[str, Tensor]) -> None:
-    """Copy what a stream net shares with the trained base net.
-
-    All tensors of equal name and shape: stem, expansions, projections, skips, head, kernels of one frame, and where
-    both have the same `conv` the other kernels too. Gates that see another input start anew as a whole.
+    """Copy what a stream net shares with the trained base net of its architecture (`transferable`).
 
     Args:
         net: the stream net.
         base: state of the base net's system, names `net.…`.
+
+    Raises:
+        WeightError: nothing fits: the nets are of different architectures.
     """
-    own = net.state_dict()
-    state = {name.removeprefix("net."): tensor for name, tensor in base.items()}
-    same_gates = all(name in state and state[name].shape == own[name].shape for name in own if ".gate.reduce." in name)
-    shared = {
-        name: tensor
-        for name, tensor in state.items()
-        if name in own and own[name].shape == tensor.shape and (same_gates or ".gate." not in name)
-    }
+    shared = transferable({name.removeprefix("net."): tensor for name, tensor in base.items()}, net)
     report = load_weights(net, shared, strict=False)
-    log.info(
-        "start from the base net: %d of %d tensors, new: %s", len(report.matched), len(own), sorted(report.missing)
-    )
+    new = sorted({".".join(name.split(".")[:4]) for name in report.missing})
+    log.info("start from the base net: %d tensors taken over; trained anew: %s", len(report.matched), ", ".join(new))
 
 
 def start_from_file(net: MoViNet, file: WeightsFile, layout: str, root: Path) -> None:
@@ -43,4 +38,5 @@ def start_from_file(net: MoViNet, file: WeightsFile, layout: str, root: Path) ->
     Raises:
         WeightError: see `load_published`.
     """
-    log.info("%s", load_published(net, file, root, ignore=("classifier.*",)))
+    ignore = [*TRAINING_STATE] if layout == "tensorflow" else []
+    log.info("%s", load_published(net, file, root, convert=CONVERTERS[layout], ignore=(*ignore, "classifier.*")))

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,26 +10,24 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from training.backbones.movinet_layout import BASE, STREAM, Variant
 from training.core.config import DataConfig, Strict
 from training.core.cost import count_macs, count_params
 from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput, System
 from training.core.transforms import ClipTransform
-from training.movinet.scoring import view_scores
+from training.core.views import view_scores
+from training.movinet.config import VariantConfig
 from training.movinet.space import Genotype, Space, SpaceConfig
 from training.movinet.supernet import Choice, Supernet, warmed
 from training.movinet.target import Budget, CostModel, TargetConfig
 
 __all__ = ["SupernetConfig", "SupernetSystem"]
 
-VARIANTS: dict[str, Variant] = {"base": BASE, "stream": STREAM}
-
 
 class SupernetConfig(Strict):
     """A supernet and how it is trained."""
 
     space: SpaceConfig
-    variant: Literal["base", "stream"]
+    variant: VariantConfig
     dropout: float = Field(ge=0, lt=1)
     drop_path: float = Field(ge=0, lt=1)
     norm_eps: float = Field(gt=0)
@@ -65,7 +62,7 @@ class SupernetSystem(System):
         self.classes = classes
         self.config = config
         self.space = Space(config.space)
-        variant = VARIANTS[config.variant]
+        variant = config.variant.variant()
         self.supernet = Supernet(
             self.space,
             variant,

@@ -6,7 +6,8 @@ from torch import nn
 
 from training.backbones.movinet_layout import STREAM
 from training.core.system import ClipBatch
-from training.movinet.scoring import recalibrate, score_child, split_views
+from training.core.views import split_views
+from training.movinet.scoring import recalibrate, score_child
 from training.movinet.supernet import Supernet
 
 
