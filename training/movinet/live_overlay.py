@@ -1,15 +1,18 @@
 """A video of what was seen and answered, written while it happens.
 
-Frames go through a pipe to ffmpeg. The file has a constant rate, and every frame lies at its time: what
-is missing between two frames is filled with the earlier one. The file appears under its name when it is complete,
-after an interruption too: ending the pipe ends the file properly.
+Frames go with their times through a pipe to ffmpeg. Times lie on the grid of the source's rate, so a source of
+constant rate gives a file of constant rate; where frames are missing the one before stays on the screen. It is not
+encoded again: when frames are dropped because the machine is too slow, repeating them would make it slower still.
+The file appears under its name when it is complete, after an interruption too: ending the pipe ends the file properly.
 """
 
 import contextlib
 import subprocess
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +22,6 @@ from training.movinet.live import Answer
 from training.movinet.live_reader import Frame
 
 __all__ = ["LiveOverlay", "draw_answer", "draw_bars"]
-
-LONGEST_FILL_S = 10.0
-"""A longer gap in the source becomes one of this length: an hour without frames is no hour of work for the encoder."""
 
 
 def draw_bars(frame: NDArray[np.uint8], classes: tuple[str, ...], scores: tuple[float, ...]) -> None:
@@ -69,18 +69,21 @@ class LiveOverlay:
             raise OverlayError(f"{target}: the overlay is written as .mp4; name it so")
         self.target = target
         self.rate = 0.0
-        """Frames per second of the file."""
+        """Steps per second of the file's times."""
         self.written = 0
         """Pictures in the file."""
         self.merged = 0
-        """Frames without a picture of their own: faster than the file's rate."""
+        """Frames without a picture of their own: two at the same step."""
         self._program = ffmpeg_program
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._cleanup = contextlib.ExitStack()
+        self._pipe: Any = None
+        self._stream: Any = None
         self._size = (0, 0)
-        self._picture = b""
-        self._cut_s = 0.0
+        self._step_s = Fraction(1, 25)
+        self._first: int | None = None
+        self._last = -1
 
     def write(self, frame: Frame, answer: Answer | None, dropped: int, rate: float) -> None:
         """Write a frame with the newest answer.
@@ -99,32 +102,24 @@ class LiveOverlay:
         source = frame.pixels
         if self._process is None:
             self._start(source.shape[1], source.shape[0], rate)
+        step = round(frame.time_s * self.rate)
+        self._first = step if self._first is None else self._first
+        step -= self._first
+        if step <= self._last:
+            self.merged += 1
+            return
         if source.shape[1::-1] == self._size:
             picture = source.copy()
         else:
             enlarging = source.shape[0] <= self._size[1] and source.shape[1] <= self._size[0]
+            scaling = cv2.INTER_NEAREST if enlarging else cv2.INTER_AREA
             picture = np.asarray(
-                cv2.resize(
-                    np.ascontiguousarray(source),
-                    self._size,
-                    interpolation=cv2.INTER_NEAREST if enlarging else cv2.INTER_AREA,
-                ),
-                dtype=np.uint8,
+                cv2.resize(np.ascontiguousarray(source), self._size, interpolation=scaling), dtype=np.uint8
             )
-        slot = round((frame.time_s - self._cut_s) * self.rate)
-        if self.written and slot < self.written:
-            self.merged += 1
-            return
-        missing = slot - self.written if self.written else 0
-        longest = round(LONGEST_FILL_S * self.rate)
-        if missing > longest:
-            self._cut_s += (missing - longest) / self.rate
-            missing = longest
         draw_answer(picture, frame.time_s, answer, dropped)
-        for _ in range(missing):
-            self._send()
-        self._picture = picture.tobytes()
-        self._send()
+        self._send(picture, step)
+        self._last = step
+        self.written += 1
 
     def finish(self) -> None:
         """End the file and give it its name. Without a frame there is no file.
@@ -132,13 +127,17 @@ class LiveOverlay:
         Raises:
             OverlayError: ffmpeg has failed; the message has its last line.
         """
+        import av
+
         process, self._process = self._process, None
         if process is None or self._folder is None:
             return
         with self._cleanup:
-            if process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()
+            ends: tuple[Any, Any] = (self._pipe, process.stdin)
+            for end in ends:
+                # What went wrong is in ffmpeg's log.
+                with contextlib.suppress(OSError, av.FFmpegError):
+                    end.close()
             if process.wait() != 0:
                 lines = (self._folder / "log").read_text(errors="replace").strip().splitlines()
                 raise OverlayError(f"{self.target}: ffmpeg could not write it: {lines[-1] if lines else 'no message'}")
@@ -158,6 +157,7 @@ class LiveOverlay:
             self.finish()
 
     def _start(self, width: int, height: int, rate: float) -> None:
+        import av
         import ffmpeg
 
         self._size = output_size(width, height)
@@ -166,8 +166,16 @@ class LiveOverlay:
         temporary = tempfile.TemporaryDirectory(dir=self.target.parent, prefix=".overlay-")
         self._folder = Path(self._cleanup.enter_context(temporary))
         command = (
-            ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{self._size[0]}x{self._size[1]}", r=rate)
-            .output(str(self._folder / "live.mp4"), vcodec="libx264", pix_fmt="yuv420p", crf=20, preset="veryfast")
+            ffmpeg.input("pipe:", format="nut")
+            .output(
+                str(self._folder / "live.mp4"),
+                vcodec="libx264",
+                pix_fmt="yuv420p",
+                crf=20,
+                preset="superfast",
+                fps_mode="passthrough",
+                enc_time_base="demux",
+            )
             .global_args("-v", "error")
             .overwrite_output()
             .compile(cmd=self._program)
@@ -178,13 +186,24 @@ class LiveOverlay:
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
         )
 
-    def _send(self) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
+        # NUT is FFmpeg's own container: raw pictures with times.
+        self._pipe = av.open(self._process.stdin, "w", format="nut")
+        grid = Fraction(rate).limit_denominator(1001)
+        self._step_s = 1 / grid
+        self._stream = self._pipe.add_stream("rawvideo", rate=grid)
+        self._stream.width, self._stream.height = self._size
+        self._stream.pix_fmt = "yuv420p"
+
+    def _send(self, picture: NDArray[np.uint8], step: int) -> None:
+        import av
+        import cv2
+
+        # Half the bytes of RGB in the pipe.
+        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
+        frame.pts, frame.time_base = step, self._step_s
         try:
-            self._process.stdin.write(self._picture)
-        except BrokenPipeError:
+            self._pipe.mux(self._stream.encode(frame))
+        except (OSError, av.FFmpegError):
             # `finish` knows what ffmpeg said.
             self.finish()
             raise OverlayError(f"{self.target}: ffmpeg stopped writing it") from None
-        self.written += 1

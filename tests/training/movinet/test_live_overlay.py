@@ -7,7 +7,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 
 from training.core.overlay import COLOUR, OverlayError
 from training.movinet.live import Answer
-from training.movinet.live_overlay import LONGEST_FILL_S, LiveOverlay, draw_answer
+from training.movinet.live_overlay import LiveOverlay, draw_answer
 from training.movinet.live_reader import LiveReader
 
 ANSWER = Answer(0.0, 0, ("waving", "walking", "standing"), (0.9, 0.07, 0.03), 0, 1.0, 1.0)
@@ -18,13 +18,13 @@ def grey(count: int) -> np.ndarray:
     return np.stack([np.full((64, 64, 3), 40 + 8 * n, np.uint8) for n in range(count)])
 
 
-def probe(path) -> tuple[list[int], float, tuple[int, int]]:
-    """Return the frame numbers that the pictures show (right centre, clear of bars and label), rate and size."""
+def probe(path) -> tuple[list[int], list[float], tuple[int, int]]:
+    """Return the frame numbers that the pictures show (right centre, clear of bars and label), times and size."""
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        frames = list(container.decode(container.streams.video[0]))
+        pictures = [frame.to_ndarray(format="rgb24") for frame in frames]
         numbers = [round((float(p[110:150, -60:-10].mean()) - 40) / 8) for p in pictures]
-        return numbers, float(stream.average_rate), pictures[0].shape[:2]
+        return numbers, [round(frame.time, 3) for frame in frames], pictures[0].shape[:2]
 
 
 def write(source, target, program=None, after=lambda number: None) -> LiveOverlay:
@@ -39,7 +39,10 @@ def write(source, target, program=None, after=lambda number: None) -> LiveOverla
 def test_constant_rate_keeps_frames_and_rate(tmp_path, mp4_encoder):
     mp4_encoder(grey(20), tmp_path / "in.mp4")
     overlay = write(tmp_path / "in.mp4", tmp_path / "out" / "live.mp4")
-    assert probe(tmp_path / "out" / "live.mp4") == (list(range(20)), 10, (256, 256))
+    expected = list(range(20)), [n / 10 for n in range(20)], (256, 256)
+    assert probe(tmp_path / "out" / "live.mp4") == expected
+    with av.open(str(tmp_path / "out" / "live.mp4")) as container:
+        assert (container.streams.video[0].average_rate, container.streams.video[0].frames) == (10, 20)
     assert (overlay.written, overlay.merged) == (20, 0)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["live.mp4"]
 
@@ -49,18 +52,15 @@ def test_variable_rate_puts_each_frame_at_its_time(tmp_path, mp4_encoder):
     mp4_encoder(grey(20), tmp_path / "in.mp4", "-vf", choice, "-fps_mode", "vfr")
     write(tmp_path / "in.mp4", tmp_path / "o.mp4")
     kept = [n for n in range(20) if n % 3 == 0 or n % 5 == 0]
-    expected = [max(k for k in kept if k <= n) for n in range(kept[-1] + 1)]
-    assert probe(tmp_path / "o.mp4")[:2] == (expected, 10)
+    assert probe(tmp_path / "o.mp4")[:2] == (kept, [n / 10 for n in kept])
 
 
-def test_long_gap_is_shortened(tmp_path, mp4_encoder):
+def test_a_gap_stays_and_costs_no_pictures(tmp_path, mp4_encoder):
     mp4_encoder(grey(6), tmp_path / "in.mp4", "-vf", r"setpts='PTS+gte(N\,3)*1000/TB'", "-fps_mode", "passthrough")
-    with LiveReader(str(tmp_path / "in.mp4")) as reader, LiveOverlay(tmp_path / "o.mp4", get_ffmpeg_exe()) as overlay:
-        for frame in reader:
-            overlay.write(frame, None, 0, 10.0)
-    numbers, rate, _ = probe(tmp_path / "o.mp4")
-    fill = round(LONGEST_FILL_S * 10)
-    assert (numbers, rate) == ([0, 1, 2] + [2] * fill + [3, 4, 5], 10)
+    overlay = write(tmp_path / "in.mp4", tmp_path / "o.mp4")
+    numbers, times, _ = probe(tmp_path / "o.mp4")
+    assert (numbers, overlay.written) == ([0, 1, 2, 3, 4, 5], 6)
+    assert times == pytest.approx([0, 0.1, 0.2, 1000.3, 1000.4, 1000.5])
 
 
 def test_frames_faster_than_the_file_are_counted(tmp_path, mp4_encoder):
@@ -68,10 +68,21 @@ def test_frames_faster_than_the_file_are_counted(tmp_path, mp4_encoder):
     with LiveReader(str(tmp_path / "in.mp4")) as reader, LiveOverlay(tmp_path / "o.mp4", get_ffmpeg_exe()) as overlay:
         for frame in reader:
             overlay.write(frame, ANSWER, 0, 5.0)
-    numbers, rate, _ = probe(tmp_path / "o.mp4")
-    assert (len(numbers), rate) == (overlay.written, 5)
+    numbers, times, _ = probe(tmp_path / "o.mp4")
+    assert len(numbers) == overlay.written
+    assert times == pytest.approx([n / 5 for n in range(len(times))])
     assert overlay.written + overlay.merged == 20
     assert overlay.merged > 8
+
+
+def test_the_first_frame_that_was_read_starts_the_file(tmp_path, mp4_encoder):
+    """Its frames before were dropped: the file does not begin with nothing."""
+    mp4_encoder(grey(20), tmp_path / "in.mp4")
+    with LiveReader(str(tmp_path / "in.mp4")) as reader, LiveOverlay(tmp_path / "o.mp4", get_ffmpeg_exe()) as overlay:
+        for frame in reader:
+            if frame.number >= 12:
+                overlay.write(frame, ANSWER, 12, 10.0)
+    assert probe(tmp_path / "o.mp4")[:2] == (list(range(12, 20)), [n / 10 for n in range(8)])
 
 
 def test_answer_is_drawn_and_the_models_frame_is_not_touched(tmp_path, mp4_encoder):
@@ -116,7 +127,7 @@ def test_other_picture_size_is_fitted_to_the_first(tmp_path, mp4_encoder):
                     frame.time_s += shift
                     overlay.write(frame, ANSWER, 0, 10.0)
             shift = 0.4
-    assert probe(tmp_path / "o.mp4") == ([5] * 8, 10, (256, 256))
+    assert probe(tmp_path / "o.mp4") == ([5] * 8, [n / 10 for n in range(8)], (256, 256))
 
 
 def test_what_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path, mp4_encoder):
