@@ -32,8 +32,8 @@ class StreamModel(Protocol):
         """Class names in index order."""
 
     @property
-    def rate(self) -> float | None:
-        """Frames per second that the network was trained at; None: every frame of the source."""
+    def stride(self) -> int:
+        """Every how many frames of its videos the network was trained on."""
 
     @property
     def state_bytes(self) -> int:
@@ -89,6 +89,7 @@ class Summary:
     source_rate: float
     """Frames per second that arrived at the reader, by timestamps; 0 with fewer than two."""
     model_rate: float | None
+    """Frames per second that the network was to see; None: every frame."""
     slower_than_model: bool
     """Whether the source has fewer frames per second than the network was trained at: each frame was seen once."""
     latency_ms_p50: float | None
@@ -115,6 +116,7 @@ class LiveSession:
         *,
         chunk: int = 1,
         top: int = 3,
+        rate: float | None = None,
         reset_every_s: float | None = None,
         reset_on_gap_s: float | None = None,
         max_seconds: float | None = None,
@@ -127,6 +129,7 @@ class LiveSession:
             reader: started by the caller.
             chunk: frames that are pushed at once; more are cheaper per frame and answer later.
             top: classes per answer.
+            rate: frames per second that the model sees; None: the source's announced rate over the model's stride.
             reset_every_s: forget the state at every multiple of this time, seconds of the source.
             reset_on_gap_s: forget the state when frames are further apart than this, seconds of the source
                 (dropped frames included), when timestamps go back and when the source was opened again.
@@ -144,7 +147,10 @@ class LiveSession:
         self._chunk, self._top = chunk, min(top, len(model.classes))
         self._reset_every_s, self._reset_on_gap_s, self._max_seconds = reset_every_s, reset_on_gap_s, max_seconds
         self._on_frame = on_frame
-        self._selector: FrameSelector[Frame] = FrameSelector(model.rate)
+        if rate is not None and not rate > 0:
+            raise ValueError(f"rate must be positive, got {rate}")
+        self._rate = rate
+        self._selector: FrameSelector[Frame] | None = None  # the source's rate is known with its first frame
         self._waiting: list[Frame] = []
         self._newest: Answer | None = None
         self._seen: Frame | None = None
@@ -192,6 +198,10 @@ class LiveSession:
                 yield from self._flush()
                 return
             self._last = frame
+            if self._selector is None:
+                if self._rate is None and self.model.stride > 1:
+                    self._rate = self.reader.rate / self.model.stride
+                self._selector = FrameSelector(self._rate)
             for chosen in self._selector.add(frame.time_s, frame):
                 yield from self._see(chosen)
             if self._on_frame is not None:
@@ -217,8 +227,8 @@ class LiveSession:
             selected=self._selected,
             resets=self._resets,
             source_rate=source_rate,
-            model_rate=self.model.rate,
-            slower_than_model=self.model.rate is not None and 0 < source_rate < 0.99 * self.model.rate,
+            model_rate=self._rate,
+            slower_than_model=self._rate is not None and 0 < source_rate < 0.99 * self._rate,
             latency_ms_p50=float(np.percentile(latency, 50)) if len(latency) else None,
             latency_ms_p95=float(np.percentile(latency, 95)) if len(latency) else None,
             answers_per_s=self._selected / wall_s if wall_s > 0 else 0.0,
@@ -284,7 +294,7 @@ class LiveSession:
             yield self._newest
 
     def _flush(self) -> Iterator[Answer]:
-        for frame in self._selector.flush():
+        for frame in self._selector.flush() if self._selector is not None else ():
             yield from self._see(frame)
         yield from self._push()
 

@@ -110,6 +110,10 @@ def stream(
     ],
     top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 3,
     chunk: Annotated[int, typer.Option(min=1, help="Frames per step: more are cheaper and answer later.")] = 1,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Frames per second that the net sees; default: the source's, by its stride."),
+    ] = None,
     window: Annotated[
         int | None, typer.Option(min=1, help="The answer is about this many last frames; without it, about all.")
     ] = None,
@@ -163,6 +167,7 @@ def stream(
             stack.enter_context(reader),
             chunk=chunk,
             top=top,
+            rate=rate,
             reset_every_s=reset_every,
             reset_on_gap_s=reset_on_gap,
             max_seconds=max_seconds,

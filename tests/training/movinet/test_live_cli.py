@@ -27,7 +27,7 @@ import numpy as np
 
 class Brightness:
     """Two classes: the share of white, and the rest, of the last frame."""
-    classes, rate, state_bytes = ("white", "black"), None, 0
+    classes, stride, state_bytes = ("white", "black"), 1, 0
     def reset(self): pass
     def push(self, frames_THWC):
         white_T = frames_THWC.mean((1, 2, 3)) / 255

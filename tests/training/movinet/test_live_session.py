@@ -19,8 +19,8 @@ class MeanColour:
     classes = ("red", "green", "blue")
     state_bytes = 28
 
-    def __init__(self, rate: float | None = None) -> None:
-        self.rate = rate
+    def __init__(self, stride: int = 1) -> None:
+        self.stride = stride
         self.pushed: list[int] = []
         self.reset()
 
@@ -91,10 +91,10 @@ def test_answers_do_not_depend_on_the_chunk(clip, chunk):
 
 
 def test_frames_come_at_the_models_rate(clip):
-    answers, summary = run(clip, MeanColour(rate=2.5))
+    answers, summary = run(clip, MeanColour(stride=4))
     assert [answer.frame for answer in answers] == list(range(0, COUNT, 4))
     assert (summary.read, summary.selected) == (COUNT, 8)
-    answers, summary = run(clip, MeanColour(rate=25))
+    answers, summary = run(clip, MeanColour(stride=4), rate=25)
     assert [answer.frame for answer in answers] == list(range(COUNT))
     assert summary.slower_than_model
 
@@ -160,7 +160,7 @@ def test_time_limit_and_interruption_end_in_order(clip):
 
 def test_every_read_frame_is_shown_with_the_newest_answer(clip):
     shown = []
-    run(clip, MeanColour(rate=2.5), on_frame=lambda frame, answer, dropped: shown.append((frame.number, answer.frame)))
+    run(clip, MeanColour(stride=4), on_frame=lambda frame, answer, dropped: shown.append((frame.number, answer.frame)))
     assert shown == [(number, number // 4 * 4) for number in range(COUNT)]
 
 
