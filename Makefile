@@ -56,8 +56,8 @@ demo: setup  ## the whole chain on a small made-up data set: videos, shards, fiv
 	@$(BIN)/python -m infra.summary demo
 
 test: setup  ## all tests: the quick ones, then those with many processes
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m slow --timeout=600 -n 2 --dist loadfile  # they wait for processes more than they compute
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --timeout=600
 
 lint: setup  ## ruff, mypy, import contracts
 	$(BIN)/ruff check .

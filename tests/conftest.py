@@ -9,12 +9,68 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.environment import DEFAULTS
 
 PREFECT = [sys.executable, "-m", "prefect"]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Beside another process, threads of small operators wait for each other (before torch is imported).
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("FOVEA_TRAIN_CPUS_PER_WORKER", "1")
+
+HEAVY = {
+    "tests/e2e": True,
+    "tests/training/core/test_ray.py": True,
+    "tests/training/resnet_rs/test_scaling_claims.py": False,
+    "tests/flows/test_deployment.py": True,
+    "tests/flows": True,
+    "tests/training/core/registry": True,
+    "tests/training/test_every_stage.py": True,
+    "tests/training/core/test_search.py": False,
+    "tests/training/core/test_run.py": False,
+    "tests/training/backbones/test_backbones.py": False,
+    "tests/tasks/test_fanout.py": True,
+    "tests/test_architecture.py": False,
+}
+"""Files and folders that take long, the longest first: whether their tests share something that is costly to make, and
+so stay in one process. The first entry that fits counts; the tests of any other file stay together."""
+
+
+def _place(nodeid: str) -> tuple[int, str]:
+    """Return a test's place among the heavy ones and the name of what runs in one process with it."""
+    file = nodeid.partition("::")[0]
+    for place, (start, together) in enumerate(HEAVY.items()):
+        if file == start or file.startswith(f"{start}/"):
+            return place, start if together else nodeid
+    return len(HEAVY), file
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes long first, so that no process is left with it at the end; the rest keeps its random order."""
+    items.sort(key=lambda item: _place(item.nodeid)[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole groups of tests, in the order above (`-n 2 --dist loadgroup`).
+
+    xdist's own groups, marks that it writes into a test's id, do not reach pytest 9.2's ids.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _place(nodeid)[1]
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 class Services:

@@ -151,6 +151,7 @@ def test_flow_publishes_retries_and_refuses(prefect_server, project):
 def test_retry_waits_for_no_running_ingest(project, monkeypatch):
     from tasks import shards
 
+    monkeypatch.setattr(shards, "stage_lock", lambda path: stage_lock(path, wait_s=0.2))
     with (
         stage_lock(shards.lock_path("tiny", project)),
         pytest.raises(StageLockedError, match=f"process {os.getpid()} "),
@@ -175,13 +176,15 @@ def environment(server: str) -> dict[str, str]:
 
 
 COMMAND = [sys.executable, "-m", "flows.ingest", "tiny", "--workers", "2"]
+ALONE = [*COMMAND[:-1], "0"]
+"""Without Ray, which takes long to start: where it is not what is tested."""
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, raw_videos, server_url) -> dict[str, str]:
-    """Hashes of a run that nobody disturbed."""
+    """Hashes of a run that nobody disturbed, in one process: Ray's workers must make the same."""
     root = make_project(tmp_path_factory.mktemp("whole") / "project", raw_videos, preset="veryslow")
-    done = subprocess.run(COMMAND, cwd=root, env=environment(server_url), capture_output=True, text=True, check=True)
+    done = subprocess.run(ALONE, cwd=root, env=environment(server_url), capture_output=True, text=True, check=True)
     assert "19 samples in" in done.stdout
     return hashes(root)
 
@@ -317,7 +320,7 @@ def test_more_videos_leave_old_shards_alone(tmp_path, raw_videos, server_url, un
     second = "  - name: second\n    source: {kind: folder, root: more}\n    split: train\nclip:"
     spec.write_text(spec.read_text().replace("clip:", second, 1))
     list_sources(root)
-    subprocess.run(COMMAND, cwd=root, env=environment(server_url), check=True, capture_output=True)
+    subprocess.run(ALONE, cwd=root, env=environment(server_url), check=True, capture_output=True)
     after = hashes(root)
     old = {name: sha for name, sha in uninterrupted.items() if name.startswith("first-")}
     assert old.items() <= after.items()
@@ -330,8 +333,7 @@ def test_command_line_errors_are_one_line(tmp_path, raw_videos, server_url):
     root = make_project(tmp_path / "project", raw_videos)
     spec = root / "data_specs/datasets/tiny.yaml"
     spec.write_text(spec.read_text().replace("max_reject_share: 0.2", "max_reject_share: 0.0"))
-    command = [*COMMAND[:-1], "0"]
-    done = subprocess.run(command, cwd=root, env=environment(server_url), capture_output=True, text=True, check=False)
+    done = subprocess.run(ALONE, cwd=root, env=environment(server_url), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: data set 'tiny': 1 of 20 videos rejected")
     assert (root / ".work/quarantine/tiny.csv").exists()

@@ -56,15 +56,15 @@ def outputs(stage: Stage) -> tuple[str, ...]:
 def training_entries(root: Path) -> dict[str, dict[str, Any]]:
     """Return the `stages:` entries of dvc.yaml for every registered stage, in registration order."""
     stages = all_stages()
-    return {name: _entry(stage, stages, root) for name, stage in stages.items()}
+    sources = {family: family_sources(root, package) for family, package in FAMILIES.items()}
+    return {name: _entry(stage, stages, sources) for name, stage in stages.items()}
 
 
-def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, Any]:
+def _entry(stage: Stage, stages: Mapping[str, Stage], sources: Mapping[str, list[str]]) -> dict[str, Any]:
     data = "${item.data}"
     suffix = "-".join(f"${{item.{key}}}" for key in stage.matrix)
     run = f"runs/{data}/{stage.name}" + (f"/{suffix}" if suffix else "")
     family = family_of(stage.name)
-    sources = family_sources(root, FAMILIES[family])
     upstream = [path for name in stage.upstream for path in _upstream(stage, name, stages)]
     axes = {key: f"${{{values}}}" if isinstance(values, str) else list(values) for key, values in stage.matrix.items()}
     params: list[dict[str, Any]] = [
@@ -78,7 +78,7 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], root: Path) -> dict[str, A
     return {
         "matrix": {"data": f"${{{family}}}", **axes},
         "cmd": f"exec python -m training run {stage.name}@{data}" + (f"-{suffix}" if suffix else ""),
-        "deps": [f"data/shards/{data}", *upstream, *sources],
+        "deps": [f"data/shards/{data}", *upstream, *sources[family]],
         "params": params,
         "outs": [f"{run}/{name}" for name in outputs(stage)],
         "metrics": [f"{run}/metrics.json"],

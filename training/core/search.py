@@ -286,18 +286,17 @@ def _score_on_ray(run: ScoredRun, job: FitJob, settings: Settings) -> None:
 
 def _room(needs: dict[str, float], settings: Settings) -> int:
     """Return how many trials may run at the same time."""
-    if settings.search_trials is not None:
-        return settings.search_trials
     import ray
 
     have = ray.cluster_resources()
     room = min(int(have.get(name, 0) // amount) for name, amount in needs.items())
-    if room < 1:
+    may_grow = settings.search_trials is not None and settings.ray_address is not None
+    if room < 1 and not may_grow:
         raise StageFailed(
             f"a trial needs {needs}, and Ray has { ({name: have.get(name, 0) for name in needs}) }: see the settings "
             "train_cpus_per_worker and train_gpu; where a cluster grows when asked to, set search_trials"
         )
-    return room
+    return settings.search_trials or room
 
 
 def _bridge(run: SearchRun, room: Callable[[], int]) -> tuple[Any, Any, Any, list[Exception]]:

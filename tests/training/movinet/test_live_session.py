@@ -224,3 +224,17 @@ def test_wrong_settings_and_wrong_models(clip):
         run(clip, chunk=0)
     with pytest.raises(ValueError, match="reset_every_s must be positive"):
         run(clip, reset_every_s=0.0)
+
+
+def test_interruption_of_a_silent_source(clip):
+    """Nothing ever comes: the run ends at once, the hanging read at its time-out."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reader = LiveReader(f"tcp://127.0.0.1:{server.getsockname()[1]}", timeout_s=1.0)
+        reader.start()
+        session = LiveSession(MeanColour(), reader)
+        timer = threading.Timer(0.2, session.interrupt)
+        timer.start()
+        assert list(session.answers()) == []
+        assert session.summary().ended == "interrupted"
+        assert reader.close(wait_s=30)
+        timer.join()
