@@ -6,18 +6,21 @@ can be one architecture where two options round to the same channels: compare la
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from training.backbones.movinet_layout import Block, Layer, MoViNetLayout, plain_round
 from training.core.config import ConfigError, Strict
+from training.movinet.genotype import LAYER_KINDS, BlockGenes, Genotype, LayerGenes
 
 __all__ = [
+    "LAYER_KINDS",
     "MOVINET_A2_OWN_DEPTHS",
     "MOVINET_A2_SPACE",
+    "AllRefused",
     "BlockGenes",
     "Drawn",
     "Genotype",
@@ -108,57 +111,8 @@ MOVINET_A2_OWN_DEPTHS = MOVINET_A2_SPACE.model_copy(update={"max_layers": (3, 5,
 """The same with no block deeper than that of the released A2."""
 
 
-@dataclass(frozen=True)
-class LayerGenes:
-    """Indices into kernels, expansions and gates."""
-
-    kernel: int
-    expansion: int
-    gate: int
-
-
-@dataclass(frozen=True)
-class BlockGenes:
-    """Index into the multipliers, and the layers that there are."""
-
-    width: int
-    layers: tuple[LayerGenes, ...]
-
-
-@dataclass(frozen=True)
-class Genotype:
-    """One member of a space."""
-
-    stem: int
-    """Index into the multipliers."""
-    project: int
-    """Index into the multipliers."""
-    blocks: tuple[BlockGenes, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; layers as [kernel, expansion, gate]."""
-        blocks = [
-            {"width": b.width, "layers": [[g.kernel, g.expansion, g.gate] for g in b.layers]} for b in self.blocks
-        ]
-        return {"stem": self.stem, "project": self.project, "blocks": blocks}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Genotype":
-        """Read what `to_json` returned; `Space.check` says whether a space has it.
-
-        Raises:
-            ValueError: another form.
-        """
-        try:
-            blocks = tuple(
-                BlockGenes(int(block["width"]), tuple(LayerGenes(*map(int, genes)) for genes in block["layers"]))
-                for block in values["blocks"]
-            )
-            return cls(int(values["stem"]), int(values["project"]), blocks)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"no genotype (stem, project, blocks of width and layers [kernel, expansion, gate]): {error!r}"
-            ) from None
+class AllRefused(ConfigError):
+    """All drawn members of the wanted cost were refused."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +135,9 @@ class Space:
     def __init__(self, config: SpaceConfig) -> None:
         self.config = config
         self.kernels = config.kernel_sizes
+        options = (config.multipliers, config.kernels, config.expansions, config.gates)
+        self.counts: dict[str, int] = dict(zip(("width", *LAYER_KINDS), map(len, options), strict=True))
+        """Number of options of a width, a kernel, an expansion and a gate."""
 
     # --- what a genotype is -------------------------------------------------------------------------
 
@@ -238,13 +195,6 @@ class Space:
         for name, value, count in chosen:
             if not 0 <= value < count:
                 raise ValueError(f"{name}: the space has options 0 to {count - 1}, the genotype {value}")
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of options of a width, a kernel, an expansion and a gate."""
-        c = self.config
-        counts = (len(c.multipliers), len(c.kernels), len(c.expansions), len(c.gates))
-        return dict(zip(("width", *LAYER_KINDS), counts, strict=True))
 
     def count(self) -> int:
         """Count the members (genotypes)."""
@@ -319,7 +269,8 @@ class Space:
             refuse: members that are not wanted though their cost is right.
 
         Raises:
-            ConfigError: none of the draws was accepted; the message has the costs that were seen.
+            AllRefused: only members that were refused cost that.
+            ConfigError: none of the draws costs that; the message has the costs that were seen.
         """
         seen: list[float] = []
         for draw in range(1, draws + 1):
@@ -332,7 +283,8 @@ class Space:
         seen.sort()
         within = sum(abs(value / target - 1) <= tolerance for value in seen)
         ends = [cost(self.layout(g)) for g in (self.smallest_genotype(), self.largest_genotype())]
-        raise ConfigError(
+        kind = AllRefused if within else ConfigError
+        raise kind(
             f"no member of the search space was accepted in {draws} draws at the cost {target:.4g} ± {tolerance:.1%} "
             f"({within} cost that, and were refused). Drawn costs reach from {seen[0]:.4g} to {seen[-1]:.4g} with the "
             f"median {seen[draws // 2]:.4g}, those of the space's ends from {ends[0]:.4g} to {ends[1]:.4g}. Change the "
@@ -398,9 +350,6 @@ class Space:
     def _other_widths(self, reference: int, now: int) -> list[int]:
         present = self.channels(reference, now)
         return [i for i in range(self.counts["width"]) if self.channels(reference, i) != present]
-
-
-LAYER_KINDS = ("kernel", "expansion", "gate")
 
 
 def _last_max(values: Sequence[float]) -> int:
