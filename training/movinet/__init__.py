@@ -2,8 +2,9 @@
 
 from training.core.checkpoint import load_state, read_model_info
 from training.core.config import DataConfig, validate
-from training.core.stage import Stage, StageInputs
+from training.core.stage import ScoreInputs, Stage, StageInputs
 from training.core.system import System
+from training.core.trials import Scorer, Search
 from training.movinet.config import (
     EnsembleConfig,
     EvalConfig,
@@ -11,9 +12,12 @@ from training.movinet.config import (
     StreamConfig,
     TrainConfig,
 )
+from training.movinet.config_search import FoundConfig, NasStageConfig, SupernetStageConfig
 from training.movinet.live_cli import app
 from training.movinet.presets import MODELS
+from training.movinet.search_stage import FAMILY, FOUND, SUPERNET, SupernetScorer, SupernetSearch
 from training.movinet.start import start_from_base, start_from_file
+from training.movinet.supernet_system import SupernetSystem
 from training.movinet.system import Ensemble, MoViNetSystem, StreamSystem
 
 __all__ = ["MODELS", "STAGES", "app"]
@@ -60,6 +64,20 @@ def _ensemble(inputs: StageInputs) -> System:
     members = tuple(_trained(inputs, f"movinet_half-{member}", data) for member in (0, 1))
     return Ensemble((members[0], members[1]), data)
 
+
+def _supernet(inputs: StageInputs) -> System:
+    return SupernetSystem(inputs.config, inputs.config.data, inputs.classes)
+
+
+def _search(inputs: StageInputs) -> Search:
+    return SupernetSearch(inputs)
+
+
+def _scorer(inputs: ScoreInputs) -> Scorer:
+    return SupernetScorer(inputs)
+
+
+_SEARCHES = {axis: f"movinet_search.{axis}" for axis in ("engine", "control", "seed")}
 
 STAGES = (
     Stage(name="movinet_train", kind="fit", config=TrainConfig, build=_train, shared=_RECIPE),
@@ -110,5 +128,33 @@ STAGES = (
         shared=_SHARED,
         metric="test/top1",
         split="test",
+    ),
+    Stage(
+        name=SUPERNET,
+        kind="fit",
+        config=SupernetStageConfig,
+        build=_supernet,
+        shared={"space": "movinet_space", "data": "movinet_data"},
+    ),
+    Stage(
+        name="movinet_search",
+        kind="search",
+        config=NasStageConfig,
+        build=_search,
+        scorer=_scorer,
+        upstream=(SUPERNET,),
+        matrix=_SEARCHES,
+        shared={"space": "movinet_space", "data": "movinet_data"},
+        leaves=(FOUND, FAMILY),
+    ),
+    Stage(
+        name="movinet_found",
+        kind="fit",
+        config=FoundConfig,
+        build=_train,
+        upstream=("movinet_search-{engine}-{control}-{seed}",),
+        found={"found": f"movinet_search/{FOUND}"},
+        matrix=_SEARCHES,
+        shared=_RECIPE,
     ),
 )

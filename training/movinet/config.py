@@ -94,15 +94,6 @@ class TrainConfig(_MoViNetStage):
     """Names in the file: ours, the PyTorch port's, or those of the authors' checkpoints."""
 
 
-class FoundConfig(TrainConfig):
-    """A found architecture, trained like any other: the search's result takes the place of `model.architecture`."""
-
-    engine: str
-    control: str
-    seed: int
-    """Instance of the search; the training's own seed is `fit.seed`."""
-
-
 class StreamConfig(_MoViNetStage):
     """The stream net, fine-tuned from the trained base net."""
 
