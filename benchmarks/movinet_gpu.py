@@ -67,14 +67,14 @@ def system_of(kind: str, options: argparse.Namespace, data: DataConfig) -> Syste
     """Build one of `base`, `base_2plus1d`, `stream`, `stream in parts` or `supernet`."""
     model = net_config(options.architecture)
     if kind == "supernet":
-        from training.movinet.config_search import SupernetConfig
+        from training.movinet.config_search import SupernetStageConfig
         from training.movinet.supernet_system import SupernetSystem
 
         params = yaml.safe_load(options.params.read_text())
         values = {**params["movinet_supernet"], "space": params["movinet_space"]}
         fit = fit_config(compiled=False, **OPTIM).model_dump()
-        config = validate(SupernetConfig, {**values, "data": data.model_dump(), "fit": fit}, "supernet")
-        return SupernetSystem(config, CLASSES)
+        config = validate(SupernetStageConfig, {**values, "data": data.model_dump(), "fit": fit}, "supernet")
+        return SupernetSystem(config, data, CLASSES)
     if kind.startswith("stream"):
         values = {
             "model": model.model_dump(), "data": data.model_dump(), "variant": "stream",
