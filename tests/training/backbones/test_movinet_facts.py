@@ -90,7 +90,7 @@ def test_parameters_and_statistics_of_the_network(row):
 
 @pytest.mark.parametrize(
     "row",
-    [pytest.param(row, id=name, marks=[] if row[0] == "a0" else pytest.mark.slow)
+    [pytest.param(row, id=name, marks=[] if row[0] == "a0" and row[1] in (BASE, STREAM) else pytest.mark.slow)
      for row, name in zip(FACTS, IDS, strict=True)],
 )  # fmt: skip
 def test_macs_of_the_network(row):
@@ -108,7 +108,6 @@ def test_t0(variant, parameters, total, per_frame):
     macs = conv_macs(net.layout, variant, frames, size)["total"]
     assert printed(macs / 1e9, total)
     assert printed(macs / frames / 1e6, per_frame)
-    assert count_macs(net, torch.empty(1, 3, frames, size, size, device="meta")) == macs
 
 
 def test_causal_3d_parameters():
@@ -214,14 +213,12 @@ def test_formulas_are_right_for_every_variant(conv, causal, squeeze):
     net = build(TINY, variant, 5)
     assert num_parameters(TINY, variant, 5) == count_params(net)
     assert num_buffers(TINY, variant) == count_statistics(net)
-    for frames, size in ((1, 33), (4, 50)):
-        macs = count_macs(net, torch.empty(1, 3, frames, size, size, device="meta"))
-        assert conv_macs(TINY, variant, frames, size, 5)["total"] == macs
-        if causal:
-            state = net.initial_state(1, (size, size))
-            elements = sum(tensor.numel() for name, tensor in state.items() if name != COUNT)
-            assert state_elements(TINY, variant, size)["total"] == elements
-    if not causal:
+    macs = count_macs(net, torch.empty(1, 3, 4, 33, 33, device="meta"))
+    assert conv_macs(TINY, variant, 4, 33, 5)["total"] == macs
+    if causal:
+        elements = sum(tensor.numel() for name, tensor in net.initial_state(1, (33, 33)).items() if name != COUNT)
+        assert state_elements(TINY, variant, 33)["total"] == elements
+    else:
         with pytest.raises(ValueError, match="only causal nets"):
             state_elements(TINY, variant, 32)
 
