@@ -119,6 +119,8 @@ class MoViNet(nn.Module):
         present: State = {}
         logits, count_B = self.answers(video_BCTHW, answers, state, present)
         present[COUNT] = count_B + video_BCTHW.shape[2]
+        if unknown := sorted(set(state) - set(present)):
+            raise ValueError(f"the state has {', '.join(unknown[:5])}, which this net lacks: it is of another net")
         return logits, {name: present[name] for name in state}
 
     def answers(
@@ -157,7 +159,7 @@ class MoViNet(nn.Module):
         *,
         window: int | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> State:
         """Return the state before the first frame.
 
@@ -166,7 +168,8 @@ class MoViNet(nn.Module):
             size: height and width of the input, pixels.
             window: means are over at most this many frames; None: over all since the first one.
             device: where; None: where the weights are.
-            dtype: of the convolutions' buffers. Sums are at least float32: a bfloat16 sum stops growing.
+            dtype: of the convolutions' buffers, which they keep; None: that of the weights. Sums are at least
+                float32: a bfloat16 sum stops growing.
 
         Raises:
             ValueError: a net that is not causal, or a window without frames.
@@ -176,6 +179,7 @@ class MoViNet(nn.Module):
         if window is not None and window < 1:
             raise ValueError(f"the window must have at least one frame, got {window}")
         device = self.stem.norm.weight.device if device is None else device
+        dtype = self.stem.norm.weight.dtype if dtype is None else dtype
         wide = torch.promote_types(dtype, torch.float32)
         state: State = {COUNT: torch.zeros(batch, dtype=torch.int64, device=device)}
 

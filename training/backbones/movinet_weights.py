@@ -150,6 +150,8 @@ def _our_name(layer: str, part: str, leaf: str, net: MoViNet) -> str | None:
         return f"{layer}.gate.{gate}.{linear[leaf]}" if leaf in linear else None
     if part in ("scale", "position"):
         return f"{layer}.scale" if part == "scale" else f"{layer}.gate.position"
+    if leaf == "bias":
+        return None  # norms follow all other convolutions
     leaf = "conv.weight" if leaf == "kernel" else leaf
     if part in ("depthwise", "temporal"):
         place = next((place for place in net.places if place.name == layer), None)

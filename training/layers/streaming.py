@@ -72,12 +72,14 @@ class TemporalConv(nn.Module):
         frames_BTHWC = images.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
         count = frames_BTHWC.shape[1]
         before = self.kernel - 1 if self.causal else (self.kernel - 1) // 2
+        kept = None
         if past is None:
             padded = F.pad(frames_BTHWC, (0, 0, 0, 0, 0, 0, before, self.kernel - 1 - before))
         else:
-            padded = torch.cat([past[key].permute(0, 2, 3, 4, 1).to(frames_BTHWC.dtype), frames_BTHWC], dim=1)
+            kept = _carried(past, key, (batch, images.shape[1], self.kernel - 1, *images.shape[2:]))
+            padded = torch.cat([kept.permute(0, 2, 3, 4, 1).to(frames_BTHWC.dtype), frames_BTHWC], dim=1)
         if present is not None:
-            present[key] = _last(padded, 1, self.kernel - 1).permute(0, 4, 1, 2, 3)
+            present[key] = _last(padded, 1, self.kernel - 1, kept).permute(0, 4, 1, 2, 3)
         if padded.is_meta:  # cost counters know convolutions, not sums of shifted frames
             return self.as_conv(padded)
         taps = self.weight[:, 0].to(padded.dtype).unbind(1)
@@ -117,20 +119,37 @@ class DepthwiseConv3d(nn.Module):
         amounts = [(0, 0) if self.causal else (half, half)]
         amounts += [pad_amounts(size, side, self.stride, "same") for size in images.shape[2:]]
         if self.causal:
+            kept = None
             if past is None:
                 video_BCTHW = F.pad(video_BCTHW, (0, 0, 0, 0, temporal - 1, 0))
             else:
-                video_BCTHW = torch.cat([past[key].to(video_BCTHW.dtype), video_BCTHW], dim=2)
+                kept = _carried(past, key, (batch, images.shape[1], temporal - 1, *images.shape[2:]))
+                video_BCTHW = torch.cat([kept.to(video_BCTHW.dtype), video_BCTHW], dim=2)
             if present is not None:
-                present[key] = _last(video_BCTHW, 2, temporal - 1)
+                present[key] = _last(video_BCTHW, 2, temporal - 1, kept)
         padded, padding = pad_for_conv(video_BCTHW, amounts)
         output = F.conv3d(padded, self.weight, None, (1, self.stride, self.stride), padding, groups=len(self.weight))
         return output.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _last(frames: Tensor, axis: int, count: int) -> Tensor:
-    """Return the last frames as memory of their own: a view would keep all frames alive. No gradient crosses it."""
-    return frames.detach().narrow(axis, frames.shape[axis] - count, count).clone()
+def _last(frames: Tensor, axis: int, count: int, like: Tensor | None) -> Tensor:
+    """Return the last frames as memory of their own: a view would keep all frames alive. No gradient crosses it.
+
+    A state keeps its dtype from call to call, whatever the layers compute in.
+    """
+    last = frames.detach().narrow(axis, frames.shape[axis] - count, count)
+    return last.to(frames.dtype if like is None else like.dtype, copy=True)
+
+
+def _carried(past: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
+    if key not in past:
+        raise ValueError(f"the state has no {key}: it is of another net")
+    if past[key].shape != shape:
+        raise ValueError(
+            f"the state's {key} has the shape {tuple(past[key].shape)}, this input needs {shape}: it is of another "
+            f"net, input size or batch"
+        )
+    return past[key]
 
 
 def running_mean(
@@ -149,17 +168,21 @@ def running_mean(
     """
     mean = mean_BTC.to(torch.promote_types(mean_BTC.dtype, torch.float32))
     seen_BT = count_B[:, None] + torch.arange(1, mean.shape[1] + 1, device=mean.device)
-    old = None if past is None else past[key].to(mean.dtype)
+    carried = None
+    if past is not None:
+        kept_frames = past[key].shape[1:-1] if key in past else ()  # W-1 where there is a window
+        carried = _carried(past, key, (mean.shape[0], *kept_frames, mean.shape[2]))
+    old = None if carried is None else carried.to(mean.dtype)
     if old is not None and old.dim() == 3:
         window = old.shape[1] + 1
         whole = torch.cat([old, mean], dim=1)
         if present is not None:
-            present[key] = _last(whole, 1, window - 1)
+            present[key] = _last(whole, 1, window - 1, carried)
         sums = F.pad(whole.cumsum(1), (0, 0, 1, 0))
         return (sums[:, window:] - sums[:, :-window]) / seen_BT.clamp_max(window)[..., None]
     sums = mean.cumsum(1) if old is None else old[:, None] + mean.cumsum(1)
     if present is not None:
-        present[key] = sums[:, -1].detach().clone()
+        present[key] = sums[:, -1].detach().to(sums.dtype if carried is None else carried.dtype, copy=True)
     return sums / seen_BT[..., None]
 
 

@@ -405,6 +405,27 @@ def test_a_file_for_600_classes_starts_a_net_for_fewer(tmp_path):
     torch.testing.assert_close(few.dense.weight, net.dense.weight, rtol=0, atol=0)
 
 
+def test_a_file_with_classes_starts_a_net_without(tmp_path):
+    net, bare = build(LAYOUT, BASE), build(LAYOUT, BASE, classes=None, seed=1)
+    for state, convert in (
+        (port_state(net), from_pytorch_port),
+        (as_tensors(variable_arrays(net, "3d")), from_tensorflow),
+    ):
+        with pytest.raises(WeightError, match=r"unexpected.*\n.*dense\.weight"):
+            load_weights(bare, state, convert=convert)
+        assert load_weights(bare, state, convert=convert, ignore=("dense.*", "classifier.*")).complete
+
+
+def test_layers_are_numbered_as_in_public_logs():
+    """In issue 10730 of tensorflow/models, A0's layer 5 has a skip with a convolution: its first of 56 channels."""
+    with torch.device("meta"):
+        net = MoViNet(architecture("a0"), BASE, num_classes=600)
+    name = "model/layer_with_weights-0/layer_with_weights-5/_skip/_projection/_conv/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+    ((ours, value),) = from_tensorflow({name: torch.zeros(1, 1, 1, 32, 56)}, net).items()
+    assert ours == "blocks.2.0.skip.conv.weight"
+    assert value.shape == net.state_dict()[ours].shape
+
+
 def test_npz_files_hold_numbers_only(tmp_path):
     net = build(LAYOUT, BASE)
     np.savez(tmp_path / "w.npz", **variable_arrays(net, "3d"), graph=np.array(b"object graph"))
