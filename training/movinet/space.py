@@ -53,8 +53,8 @@ class SpaceConfig(Strict):
     expansions: tuple[float, ...] = Field(min_length=1)
     """Channels inside a layer, as multiples of `expansion_of`."""
     expansion_of: Literal["reference", "width"]
-    """What expansions multiply: the block's reference width, or its width after the multiplier. The released tables
-    fit the first, the figures of `README.md` on cost were measured with the second."""
+    """What expansions multiply: the block's reference width, which the released tables fit, or its width after the
+    multiplier, which spreads the costs of members more."""
     gates: tuple[bool, ...] = Field(min_length=1)
     """Whether a layer may have squeeze-excitation, may lack it, or both."""
     min_layers: tuple[int, ...]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
@@ -83,8 +84,8 @@ class Supernet(nn.Module):
     """All members of a space with shared weights.
 
     Batch norm statistics are shared like the weights, and updated in place by whatever runs in training mode: they are
-    a mixture over members. `recalibrate` those of a child before its scores mean anything. They are never synchronised
-    between processes, which run different members.
+    a mixture over members. `recalibrate` those of a child before its scores mean anything. No member is
+    normalised over several processes, which run different ones; `mean_statistics` makes the shared statistics equal.
 
     Args:
         space: the members.
@@ -125,6 +126,7 @@ class Supernet(nn.Module):
         kernels = {place.name: space.kernels for place in places(layout)}
         self.net = MoViNet(layout, variant, kernels=kernels, project_skips=True, **self._options)
         self._members: OrderedDict[Choice, _Member] = OrderedDict()
+        self._places: dict[bool, list[tuple[str, nn.Module, str]]] = {}
 
     def forward(self, video_BCTHW: Tensor, choice: Genotype | Choice) -> Tensor:
         """Return the logits (B,K) of a member.
@@ -138,13 +140,24 @@ class Supernet(nn.Module):
         choice = self._choice(choice)
         member = self._member(choice)
         member.net.train(self.training)
-        own = dict(self.net.named_buffers())
+        own = self._own(buffers=True)
         buffers = {s.name: s.view(own[s.source]) for s in member.buffers}
-        parameters = dict(self.net.named_parameters())
+        parameters = self._own(buffers=False)
         slices = _Inherit.apply(member.parameters, tuple(parameters), *parameters.values())  # type: ignore[no-untyped-call]
         named = dict(zip((s.name for s in member.parameters), slices, strict=True))
         logits: Tensor = functional_call(member.net, {**buffers, **named}, (video_BCTHW,))
         return logits
+
+    @torch.no_grad()
+    def mean_statistics(self) -> None:
+        """Set batch norm statistics to their means over all processes, which all call this, after backward."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        tensors = [tensor for tensor in self._own(buffers=True).values() if tensor.is_floating_point()]
+        flat = torch.cat(tensors)
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        torch._foreach_copy_(tensors, list(torch.split(flat, [len(tensor) for tensor in tensors])))
 
     def child(self, genotype: Genotype | Choice) -> MoViNet:
         """Return a member as a net of its own with copies of the weights, in the supernet's mode.
@@ -157,7 +170,7 @@ class Supernet(nn.Module):
             raise ValueError("a mixture of the warm-up is no member of the space")
         with torch.device("meta"):
             net = MoViNet(choice.layout, self.variant, **self._options)
-        own = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        own = {**self._own(buffers=False), **self._own(buffers=True)}
         state = {
             s.name: s.view(own[s.source]).detach().clone(memory_format=torch.contiguous_format)
             for s in (*_slices(self, net, choice, buffers=False), *_slices(self, net, choice, buffers=True))
@@ -169,6 +182,15 @@ class Supernet(nn.Module):
         """Return a member without memory, on the meta device: for counting."""
         with torch.device("meta"):
             return MoViNet(self._choice(genotype).layout, self.variant, **self._options)
+
+    def _own(self, *, buffers: bool) -> dict[str, Tensor]:
+        """Return the net's parameters or buffers by name; a walk through all modules would cost 10 ms each time."""
+        if buffers not in self._places:
+            named = self.net.named_buffers() if buffers else self.net.named_parameters()
+            split = [(name, *name.rpartition(".")[::2]) for name, _ in named]
+            self._places[buffers] = [(name, self.net.get_submodule(path), leaf) for name, path, leaf in split]
+        # Looked up each time: a move to another device makes new tensors.
+        return {name: getattr(module, leaf) for name, module, leaf in self._places[buffers]}
 
     def _choice(self, choice: Genotype | Choice) -> Choice:
         return Choice(self.space.layout(choice)) if isinstance(choice, Genotype) else choice
@@ -192,7 +214,7 @@ class Supernet(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles build their members anew.
-        return {**self.__dict__, "_members": OrderedDict()}
+        return {**self.__dict__, "_members": OrderedDict(), "_places": {}}
 
 
 @dataclass(frozen=True)
@@ -278,7 +300,7 @@ def _slices(supernet: Supernet, net: MoViNet, choice: Choice, *, buffers: bool) 
     """Yield where each tensor of a member lies in the supernet."""
     single: dict[str, Place] = {p.name: p for p in net.places if p.name not in choice.mixed_kernels}
     named = net.named_buffers() if buffers else net.named_parameters()
-    own = dict(supernet.net.named_buffers() if buffers else supernet.net.named_parameters())
+    own = supernet._own(buffers=buffers)
     for name, tensor in named:
         layer, is_depthwise, rest = name.partition(".depthwise.")
         source = name

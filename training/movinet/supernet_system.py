@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from training.core.config import DataConfig, Strict
 from training.core.cost import count_macs, count_params
-from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput, System
+from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput, System, UpdateContext
 from training.core.transforms import ClipTransform
 from training.core.views import view_scores
 from training.movinet.config import VariantConfig
@@ -119,6 +119,13 @@ class SupernetSystem(System):
             losses.append(F.cross_entropy(logits, batch.label_B, label_smoothing=self.config.label_smoothing))
             correct += (logits.argmax(-1) == batch.label_B).float().mean().detach() / len(chosen)
         return StepOutput(torch.stack(losses).mean(), {"accuracy": correct})
+
+    @override
+    def update(self, batch: ClipBatch, ctx: UpdateContext) -> dict[str, Tensor]:
+        logs = super().update(batch, ctx)
+        # Every process ran other members; without this each would evaluate another net.
+        self.supernet.mean_statistics()
+        return logs
 
     @override
     def predict(self, batch: ClipBatch) -> Prediction:

@@ -25,11 +25,11 @@ def test_parts_of_all_members_are_in_the_table(small_space, variant):
     table, rng = invented(small_space, variant), random.Random(0)
     used = set()
     members = [small_space.largest_genotype(), small_space.smallest_genotype()]
-    for genotype in [*members, *(small_space.sample(rng) for _ in range(4000))]:
+    for genotype in [*members, *(small_space.sample(rng) for _ in range(2500))]:
         used |= set(map(str, operations(small_space.layout(genotype), variant, 32)))
     assert used <= set(table.times)
     # Nothing is measured in vain; what draws have not met is rare.
-    assert len(used) > 0.9 * len(table.times)
+    assert len(used) > 0.85 * len(table.times)
 
 
 def test_latency_is_the_sum_of_parts_and_grows_with_them(small_space):

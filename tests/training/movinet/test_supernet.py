@@ -129,7 +129,16 @@ def test_state_dict_round_trip(small_space):
     assert not torch.equal(net(clips(), genotype), other(clips(), genotype))
     other.load_state_dict(net.state_dict())
     assert torch.equal(net(clips(), genotype), other(clips(), genotype))
-    assert torch.equal(copy.deepcopy(net)(clips(), genotype), other(clips(), genotype))
+    copied = copy.deepcopy(net)
+    with torch.no_grad():
+        next(net.parameters()).zero_()
+    assert torch.equal(copied(clips(), genotype), other(clips(), genotype))
+
+
+def test_move_to_another_type_takes_the_statistics_along(small_space):
+    net, genotype = make(small_space).eval(), small_space.sample(random.Random(3))
+    before = net(clips(), genotype)
+    torch.testing.assert_close(net.double()(clips().double(), genotype), before.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_sandwich_accumulates_gradients(small_space):

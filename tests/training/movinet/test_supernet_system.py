@@ -108,6 +108,19 @@ def test_prediction_is_the_largest_members_and_means_views(make_system):
         torch.testing.assert_close(system.predict(pair).scores_BK, torch.stack(apart).mean(0))
 
 
+def test_training_goes_on_after_an_evaluation(make_system):
+    system = make_system(sandwich=True).eval()
+    with torch.inference_mode():
+        before = system.predict(batch()).scores_BK  # keeps the member's modules
+    system.train()
+    torch.manual_seed(0)
+    system(batch()).loss.backward()
+    assert all(p.grad is not None for p in system.parameters())
+    with torch.inference_mode():
+        after = system.eval().predict(batch()).scores_BK
+    assert not torch.equal(before, after)  # its statistics have moved
+
+
 def test_cost_is_the_largest_members(make_system):
     system = make_system()
     row = system.cost()["main"]
