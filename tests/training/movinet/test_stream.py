@@ -245,7 +245,7 @@ def test_the_state_does_not_grow(folder, tmp_path):
     """400 pushes: the saved state has the same size, and the process does not keep the frames."""
     stream = open_stream(folder)
     size = stream.state_bytes
-    frames = draw(1, 240, 320)
+    frames = draw(1, 120, 160)
     stream.push(frames)
     stream.batch.save(tmp_path / "first")
     measured = []
@@ -260,9 +260,9 @@ def test_the_state_does_not_grow(folder, tmp_path):
     assert size < (tmp_path / "first").stat().st_size < size + 4096
     if measured[0] is None:
         pytest.skip("this system does not tell resident memory")
-    assert measured[1] - measured[0] < 30e6
+    assert measured[1] - measured[0] < 8e6
     held = [frames.copy() for _ in range(350)]  # the control: one frame kept per push would be seen
-    assert resident_bytes() - measured[0] > 60e6
+    assert resident_bytes() - measured[1] > 16e6
     assert len(held) == 350
 
 
