@@ -16,8 +16,9 @@ import typer
 from infra.environment import apply_defaults
 from infra.settings import Settings
 from infra.startup import tame_collector
-from training.movinet.live import Answer, LiveSession, StreamModel, Summary
+from training.movinet.live import Answer, LiveSession, StreamModel, Summary, resident_bytes
 from training.movinet.live_reader import LiveError, LiveReader
+from training.movinet.timeline import Timeline, page_path, read_names, read_segments, run_facts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,10 +47,10 @@ class Printer:
             self._last = answer
             self._line(_text(answer))
 
-    def summary(self, summary: Summary, overlay: dict[str, Any] | None) -> None:
+    def summary(self, summary: Summary, overlay: dict[str, Any] | None, timeline: dict[str, Any] | None) -> None:
         """Print the summary, as the last line or lines."""
         if self._json:
-            self._line(json.dumps(summary.as_dict() | {"overlay": overlay}))
+            self._line(json.dumps(summary.as_dict() | {"overlay": overlay, "timeline": timeline}))
             return
         if self._renewing:
             self._line("")
@@ -60,6 +61,8 @@ class Printer:
                 f"{overlay['path']}: {overlay['pictures']} pictures at {overlay['rate']:.4g}/s"
                 + (f", {overlay['merged']} frames between two of them not shown" if overlay["merged"] else "")
             )
+        if timeline is not None:
+            self._line(timeline_line(timeline))
 
     def _line(self, text: str) -> None:
         self._out.write(f"{text}\n")
@@ -100,6 +103,17 @@ def summary_lines(summary: Summary) -> list[str]:
     return [*lines, memory]
 
 
+def timeline_line(timeline: dict[str, Any]) -> str:
+    """Return the metrics of a timeline for people."""
+    found = f"none of {timeline['frames']:.0f} answers lies in a segment whose label is a class of the model"
+    if "frame_top1" in timeline:
+        found = (
+            f"{timeline['frame_top1']:.1%} of {timeline['labelled_frames']:.0f} labelled frames right, mean over "
+            f"classes {timeline['frame_mean_class']:.1%}; the commonest class would get {timeline['majority_top1']:.1%}"
+        )
+    return f"{timeline['page']}: {found}"
+
+
 @app.command()
 def stream(
     model: Annotated[
@@ -127,6 +141,16 @@ def stream(
         bool, typer.Option("--realtime", help="Play a file at its own speed; drop what comes too fast.")
     ] = False,
     overlay: Annotated[Path | None, typer.Option(help="Write the video with the answers drawn, as .mp4.")] = None,
+    segments: Annotated[
+        Path | None, typer.Option(help="Labelled segments, JSON in ActivityNet's layout: accuracy, and a page.")
+    ] = None,
+    video: Annotated[str | None, typer.Option(help="The source's key in --segments, if it has several.")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="YAML table `label: class` for labels of --segments that are named otherwise.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="The page of --segments; default: <source>.timeline.html. A .json is beside it.")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0.0, help="Stop after SECONDS of the source.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; default as FOVEA_DEVICE says, else cpu.")] = None,
     format: Annotated[
@@ -143,6 +167,8 @@ def stream(
     """Say what happens in a video while it runs. Ctrl-C ends it; what was written until then stays."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_user_errors())
+        if segments is None and (video, names, page) != (None, None, None):
+            raise LiveError("--video, --names and --page go with --segments")
         settings = Settings()
         reader = LiveReader(
             source,
@@ -161,7 +187,12 @@ def stream(
 
             writer = LiveOverlay(overlay, settings.ffmpeg or get_ffmpeg_exe())
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        network = load_stream(settings, model, temporary, device or settings.device or "cpu", window)
+        network, name = load_stream(settings, model, temporary, device or settings.device or "cpu", window)
+        timeline = None
+        if segments is not None:
+            table = {} if names is None else read_names(names, network.classes)
+            timeline = Timeline(network.classes, read_segments(segments, video, network.classes, table))
+            page = page_path(page, source, [segments, Path(source)])
         session = LiveSession(
             network,
             stack.enter_context(reader),
@@ -181,18 +212,26 @@ def stream(
             try:
                 for answer in session.answers():
                     printer.answer(answer)
-            except LiveError as error:
+                    if timeline is not None:
+                        timeline.note(answer, resident_bytes())
+            except (LiveError, BrokenPipeError) as error:
                 failure = error
         written = None
         if writer is not None and writer.written:
             written = {"path": str(overlay), "pictures": writer.written, "rate": writer.rate, "merged": writer.merged}
-        printer.summary(session.summary(), written)
+        summary, judged = session.summary(), None
+        if timeline is not None and page is not None and timeline.seen:
+            timeline.write(page, title=f"Timeline of {source}", facts=run_facts(name, source, window, summary))
+            judged = {"page": str(page), **timeline.metrics()}
+        printer.summary(summary, written, judged)
         if failure is not None:
             raise failure
 
 
-def load_stream(settings: Settings, model: str, download: Path, device: str, window: int | None) -> StreamModel:
-    """Find a model and make it ready to stream.
+def load_stream(
+    settings: Settings, model: str, download: Path, device: str, window: int | None
+) -> tuple[StreamModel, str]:
+    """Find a model and make it ready to stream; return it and its name.
 
     Args:
         settings: where the registry is.
@@ -204,9 +243,11 @@ def load_stream(settings: Settings, model: str, download: Path, device: str, win
     Raises:
         RegistryError: nothing of that name.
         LiveError: a model whose family sees whole clips.
+        ConfigError: a model of the family that does.
     """
     from training.core.checkpoint import read_model_info
     from training.core.prediction import find_model
+    from training.movinet.stream import open_stream
 
     found = find_model(settings, model, download)
     stage = str(read_model_info(found.folder)["stage"])
@@ -215,15 +256,8 @@ def load_stream(settings: Settings, model: str, download: Path, device: str, win
             f"{found.name} is a model of stage {stage}, which sees whole clips; `fovea stream` needs one of the family "
             f"{FAMILY}. `fovea predict` classifies a finished video with it"
         )
-    try:
-        from training.movinet.stream import open_stream
-    except ModuleNotFoundError as error:
-        if error.name != "training.movinet.stream":
-            raise
-        raise LiveError("this version has no streaming networks (training/movinet/stream.py is missing)") from None
     print(f"model: {found.name}", file=sys.stderr)
-    network: StreamModel = open_stream(found.folder, device, window)
-    return network
+    return open_stream(found.folder, device, window), found.name
 
 
 def _options(items: list[str]) -> dict[str, str]:

@@ -5,9 +5,11 @@ Segments are in ActivityNet's layout: `{"database": {"<video>": {"annotations": 
 """
 
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,17 @@ import yaml
 
 from training.core.charts import Frame, number, svg, ticks
 from training.core.config import ConfigError
-from training.core.pages import markup, render_page
-from training.movinet.live import Answer
+from training.core.pages import markup, render_page, write_text
+from training.movinet.live import Answer, Summary
+from training.movinet.live_timing import EXACT_S
+
+MEMORY_POINTS = 2000
+"""Measurements of memory that are kept at most; beyond, two neighbours become their maximum."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A labelled part of a video."""
+    """A labelled part of a video: from its start, up to but not including its end."""
 
     start_s: float
     end_s: float
@@ -32,7 +38,7 @@ class Segment:
     """The model's class; None where it has none for this label."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
     """The answer after one frame."""
 
@@ -43,105 +49,176 @@ class Seen:
     """Class of the segment in which the frame lies; None: no segment, or one whose label is no class."""
 
 
-def read_segments(path: Path, video: str, classes: Sequence[str], names: Mapping[str, str]) -> list[Segment]:
+def read_segments(path: Path, video: str | None, classes: Sequence[str], names: Mapping[str, str]) -> list[Segment]:
     """Read the segments of one video.
 
     Args:
         path: JSON in ActivityNet's layout.
-        video: its key in `database`; a file of one video needs none ("").
+        video: its key in `database`; None: the only one.
         classes: of the model.
         names: label → class, for labels that are named otherwise.
 
+    Returns:
+        Segments in order of their starts.
+
     Raises:
-        ConfigError: another layout, no such video, a segment that ends before it starts, a class in `names` that the
-            model does not have, or no label that means one of its classes.
+        ConfigError: another layout, no such video, a segment that ends before it starts, or no label that means a
+            class of the model. The message names file and field.
     """
     try:
-        database = json.loads(path.read_text())["database"]
-        if not video and len(database) == 1:
-            (video,) = database
-        annotations = database[video]["annotations"]
-        rows = [(float(row["segment"][0]), float(row["segment"][1]), str(row["label"])) for row in annotations]
-    except KeyError as error:
-        raise ConfigError(
-            f"{path}: no {error.args[0]!r}; ActivityNet's layout is database → video → annotations"
-        ) from None
-    except (ValueError, TypeError, IndexError) as error:
-        raise ConfigError(f"{path} is not in ActivityNet's layout: {error}") from None
-    if strange := sorted(set(names.values()) - set(classes)):
-        raise ConfigError(f"the table of names has {', '.join(strange)}; the model knows {', '.join(classes)}")
-    for start, end, label in rows:
-        if end <= start:
-            raise ConfigError(f"{path}: segment {label!r} of {video} ends at {end} s, before it starts at {start} s")
-    found = [
-        Segment(start, end, label, name if (name := names.get(label, label)) in classes else None)
-        for start, end, label in rows
-    ]
+        content = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from None
+    database = content.get("database") if isinstance(content, dict) else None
+    if not isinstance(database, dict) or not database:
+        raise ConfigError(f"{path}: `database` must be a table of videos, as in ActivityNet's layout")
+    if video is None and len(database) > 1:
+        raise ConfigError(f"{path}: `database` has {len(database)} videos ({_few(database)}); choose one with --video")
+    video = next(iter(database)) if video is None else video
+    if video not in database:
+        raise ConfigError(f"{path}: `database` has no video {video!r}, but {_few(database)}")
+    entry = database[video]
+    rows = entry.get("annotations") if isinstance(entry, dict) else None
+    place = f"{path}: database.{video}.annotations"
+    if not isinstance(rows, list) or not rows:
+        raise ConfigError(f"{place} must be a list of segments")
+    found = [_segment(row, f"{place}[{index}]", classes, names) for index, row in enumerate(rows)]
     if not any(segment.name for segment in found):
-        labels = ", ".join(sorted({segment.label for segment in found}))
         raise ConfigError(
-            f"{path}: none of the labels ({labels}) is a class of the model ({', '.join(classes)}); "
-            "say which mean the same with --names"
+            f"{place}: none of the labels ({_few({segment.label for segment in found})}) is a class of the model "
+            f"({_few(classes)}); say which mean the same with --names"
         )
     return sorted(found, key=lambda segment: segment.start_s)
 
 
-def read_names(path: Path) -> dict[str, str]:
+def _segment(row: Any, place: str, classes: Sequence[str], names: Mapping[str, str]) -> Segment:
+    match row:
+        case {"segment": [int() | float() as start, int() | float() as end], "label": str() as label}:
+            pass
+        case _:
+            raise ConfigError(f"{place} must have a `segment` [start, end] in seconds and a `label`, got {row!r:.100}")
+    if not (0 <= start < end and math.isfinite(end)):
+        raise ConfigError(f"{place}.segment ({label}) must end after it starts, at 0 s or later; got [{start}, {end}]")
+    name = names.get(label, label)
+    return Segment(float(start), float(end), label, name if name in classes else None)
+
+
+def read_names(path: Path, classes: Sequence[str]) -> dict[str, str]:
     """Read a YAML table label: class.
 
     Raises:
-        ConfigError: something else than a table of texts.
+        ConfigError: something else than a table of texts, or a class that the model does not have.
     """
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or not all(isinstance(v, str) for pair in content.items() for v in pair):
+    try:
+        content = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a table `label: class`")
+    for label, name in content.items():
+        if not isinstance(label, str) or not isinstance(name, str):
+            raise ConfigError(
+                f"{path}: {label!r}: {name!r} must be two texts; put quotes around what YAML reads otherwise"
+            )
+        if name not in classes:
+            raise ConfigError(f"{path}: {label}: {name} is no class of the model; it knows {_few(classes)}")
     return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8") from None
+
+
+def _few(names: Iterable[str], most: int = 12) -> str:
+    ordered = sorted(map(str, names))
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
+
+
+def page_path(page: Path | None, source: str, inputs: Iterable[Path]) -> Path:
+    """Return where the page goes; its JSON has the same name and ends in `.json`.
+
+    Args:
+        page: as the user says; None: named after the source, in the working directory.
+        source: video, URL or device.
+        inputs: files that must not be written over.
+
+    Raises:
+        ConfigError: another ending than `.html`, a folder, or a JSON that is one of the inputs.
+    """
+    if page is None:
+        stem = Path(source).stem if Path(source).exists() else re.sub(r"[^\w.-]+", "-", source).strip("-.")
+        page = Path(f"{stem}.timeline.html")
+    if page.suffix != ".html" or page.is_dir():
+        raise ConfigError(f"{page}: the page must be a file whose name ends in .html")
+    if any(page.with_suffix(".json").resolve() == path.resolve() for path in inputs):
+        raise ConfigError(f"{page}: its JSON would replace {page.with_suffix('.json')}; name the page otherwise")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{page}: its folder cannot be made: {error.strerror}") from None
+    return page
 
 
 @dataclass
 class Timeline:
-    """What a stream said over a video, beside what the segments say."""
+    """What a stream said over a video, beside what the segments say.
+
+    Where segments overlap, the one that began last counts, of those whose label is a class.
+    """
 
     classes: tuple[str, ...]
     segments: Sequence[Segment]
+    """In order of their starts."""
     seen: list[Seen] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
     """Time in seconds, resident memory of the process in bytes."""
 
     def note(self, answer: Answer, resident_bytes: int | None) -> None:
         """Add an answer."""
-        truth = next((s.name for s in self.segments if s.start_s <= answer.time_s < s.end_s), None)
+        truth = self.truth_at(answer.time_s)
         self.seen.append(Seen(answer.time_s, answer.classes[0], answer.scores[0], truth))
         if resident_bytes is not None:
             self.memory.append((answer.time_s, float(resident_bytes)))
+        if len(self.memory) >= 2 * MEMORY_POINTS:
+            pairs = zip(self.memory[::2], self.memory[1::2], strict=True)
+            self.memory = [(time, max(size, other)) for (time, size), (_, other) in pairs]
+
+    def truth_at(self, time_s: float) -> str | None:
+        """Return the class of the segment at a time; None: nothing is labelled there, or with no class."""
+        # Timestamps may be rounded to milliseconds: a frame on a border belongs to what starts there.
+        at = time_s + EXACT_S
+        return next((s.name for s in reversed(self.segments) if s.name is not None and s.start_s <= at < s.end_s), None)
 
     def metrics(self) -> dict[str, float]:
-        """Return accuracy over labelled frames (`frame_top1`), its mean over classes, and that of the commonest class.
+        """Return counts of answers and, if any is labelled, accuracy over these.
 
-        Raises:
-            ConfigError: no answer lies in a labelled segment.
+        `frame_top1`; its mean over the classes of the segments (`frame_mean_class`); and what the commonest of them
+        alone would get (`majority_top1`).
         """
         labelled = [seen for seen in self.seen if seen.truth is not None]
-        if not labelled:
-            raise ConfigError("no answer lies in a segment whose label is a class of the model")
         counts = Counter(seen.truth for seen in labelled)
         hits = Counter(seen.truth for seen in labelled if seen.name == seen.truth)
-        return {
-            "frames": float(len(self.seen)),
-            "labelled_frames": float(len(labelled)),
-            "frame_top1": sum(hits.values()) / len(labelled),
-            "frame_mean_class": sum(hits[name] / counts[name] for name in counts) / len(counts),
-            "majority_top1": max(counts.values()) / len(labelled),
-        }
+        metrics = {"frames": float(len(self.seen)), "labelled_frames": float(len(labelled))}
+        if labelled:
+            metrics |= {
+                "frame_top1": sum(hits.values()) / len(labelled),
+                "frame_mean_class": sum(hits[name] / counts[name] for name in counts) / len(counts),
+                "majority_top1": max(counts.values()) / len(labelled),
+            }
+        return metrics
 
     def of_classes(self) -> list[dict[str, Any]]:
-        """Return, for each class of the segments, its labelled frames and how many were recognised."""
-        rows = []
-        for name in self.classes:
-            truth = [seen for seen in self.seen if seen.truth == name]
-            said = sum(seen.name == name for seen in self.seen if seen.truth is not None)
-            rows.append({"name": name, "frames": len(truth), "hits": sum(s.name == name for s in truth), "said": said})
-        return rows
+        """Return, for each class, its labelled frames, how many were recognised, and how many were called so."""
+        labelled = [seen for seen in self.seen if seen.truth is not None]
+        frames, said = Counter(seen.truth for seen in labelled), Counter(seen.name for seen in labelled)
+        hits = Counter(seen.name for seen in labelled if seen.name == seen.truth)
+        return [{"name": n, "frames": frames[n], "hits": hits[n], "said": said[n]} for n in self.classes]
 
     def render(self, *, title: str, facts: Sequence[tuple[str, str]]) -> str:
         """Return the page; `facts` are lines (name, value) about the run."""
@@ -155,17 +232,45 @@ class Timeline:
             timeline=markup(timeline_chart(self)),
             memory=markup(memory_chart(self.memory)) if len(self.memory) > 1 else "",
             unknown=sorted({segment.label for segment in self.segments if segment.name is None}),
+            overlap=any(self.segments[i].end_s > s.start_s for i, s in enumerate(self.segments[1:])),
         )
 
-    def as_json(self) -> str:
-        """Return answers, segments and metrics."""
+    def as_json(self, facts: Sequence[tuple[str, str]] = ()) -> str:
+        """Return metrics, segments, answers and facts, an answer per line."""
         content = {
             "metrics": self.metrics(),
+            "run": dict(facts),
             "classes": self.of_classes(),
-            "segments": [vars(segment) for segment in self.segments],
-            "answers": [vars(seen) for seen in self.seen],
+            "segments": [asdict(segment) for segment in self.segments],
         }
-        return json.dumps(content, indent=1) + "\n"
+        answers = ",\n".join(f"  {json.dumps(asdict(seen))}" for seen in self.seen)
+        return f'{json.dumps(content, indent=1)[:-2]},\n "answers": [\n{answers}\n ]\n}}\n'
+
+    def write(self, page: Path, *, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Write the page, and its JSON next to it; each appears when it is complete."""
+        write_text(page.with_suffix(".json"), self.as_json(facts))
+        write_text(page, self.render(title=title, facts=facts))
+
+
+def run_facts(model: str, source: str, window: int | None, summary: Summary) -> list[tuple[str, str]]:
+    """Return what the page says about a run."""
+    every = "every frame" if summary.model_rate is None else f"{summary.model_rate:.4g} frames per second"
+    facts = [
+        ("model", model),
+        ("source", f"{source}, {summary.source_rate:.4g} frames per second"),
+        ("seen by the network", f"{summary.selected} frames ({every})"),
+        ("answer about", "all frames since the last reset" if window is None else f"the last {window} frames"),
+        ("ended", f"{summary.ended}, after {summary.seconds:.1f} s"),
+        ("lost", f"{summary.dropped} frames dropped, {summary.corrupt} corrupt, {summary.gaps} gaps"),
+        ("resets", str(summary.resets)),
+        ("state", f"{summary.state_bytes / 1e6:.3g} MB"),
+    ]
+    if summary.latency_ms_p50 is not None and summary.latency_ms_p95 is not None:
+        facts.append(("latency", f"p50 {summary.latency_ms_p50:.1f} ms, p95 {summary.latency_ms_p95:.1f} ms"))
+    if summary.rss_growth_bytes is not None and summary.rss_peak_growth_bytes is not None:
+        growth, peak = summary.rss_growth_bytes / 1e6, summary.rss_peak_growth_bytes / 1e6
+        facts.append(("memory since the first answer", f"{growth:+.1f} MB, at most {peak:+.1f} MB"))
+    return facts
 
 
 ROW = 26
@@ -197,7 +302,7 @@ def timeline_chart(timeline: Timeline, width: int = 1080) -> str:
         x, base = frame.px(tick), height - 34
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="{base}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 15}" text-anchor="middle">{number(tick)}</text>')
-    top = {name: 6 + ROW * number for number, name in enumerate(rows)}
+    top = {name: 6 + ROW * place for place, name in enumerate(rows)}
     for name in rows:
         parts.append(f'<text class="tick" x="{left - 8}" y="{top[name] + 17}" text-anchor="end">{escape(name)}</text>')
         line = top[name] + ROW
@@ -223,7 +328,7 @@ def timeline_chart(timeline: Timeline, width: int = 1080) -> str:
 def memory_chart(memory: Sequence[tuple[float, float]], width: int = 1080) -> str:
     """Draw the resident memory of the process over the video, MB."""
     values = [size / 1e6 for _, size in memory]
-    frame = Frame(width, 180, 0.0, memory[-1][0], 0.0, max(values) * 1.15, left=56, top=22, bottom=34, y_ticks=4)
+    frame = Frame(width, 180, 0.0, memory[-1][0] or 1.0, 0.0, max(values) * 1.15, left=56, top=22, bottom=34, y_ticks=4)
     parts = frame.axes("seconds", "MB", percent=False)
     points = " ".join(f"{frame.px(time):.1f},{frame.py(size / 1e6):.1f}" for time, size in memory)
     parts.append(f'<polyline class="memory" points="{points}"/>')
