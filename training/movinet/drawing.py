@@ -109,11 +109,10 @@ def _box(layer: Layer, x: float, y: int, wide: float) -> str:
 def legend(layouts: Sequence[MoViNetLayout]) -> list[tuple[str, str]]:
     """Return marks and words for what the drawings show."""
     layers = [layer for layout in layouts for block in layout.blocks for layer in block.layers]
-    entries = [
-        (_swatch(f'<g class="layer" style="color:{colour_of(size)}"><rect x="1" y="1" width="12" height="12" rx="2"/></g>'),
-         f"{size} frame{'s' * (size > 1)}")
-        for size in sorted({layer.kernel[0] for layer in layers})
-    ]  # fmt: skip
+    entries = []
+    for size in sorted({layer.kernel[0] for layer in layers}):
+        box = f'<g class="layer" style="color:{colour_of(size)}"><rect x="1" y="1" width="12" height="12" rx="2"/></g>'
+        entries.append((_swatch(box), f"{size} frame{'s' * (size > 1)}"))
     if any(layer.gate for layer in layers):
         entries.append((_swatch('<g class="layer"><circle class="gate" cx="7" cy="7" r="2.8"/></g>'), "gate"))
     return entries

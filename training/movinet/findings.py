@@ -2,39 +2,18 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from training.core.gate import holm
-from training.movinet.records import Net, Results, Split
-from training.movinet.report_paired import Comparison, Share, accuracy, compare
+from training.movinet.records import Net, Results
+from training.movinet.report_paired import Comparison, accuracy, compare
 from training.movinet.report_searches import Group, RankCorrelation, groups_of, ranks_of
+from training.movinet.report_stream import Stream, stream_of
 from training.movinet.search_records import UNIFORM
 
 EQUAL_COST = 0.05
 """Costs that differ by less count as equal where no search says its tolerance."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """A stream evaluated frame by frame."""
-
-    split: Split
-    top1: Share
-    state_bytes: float | None
-    after: tuple[Share, ...]
-    """Accuracy after 1, 2, … T frames; empty: the predictions do not have it."""
-    clip: Share | None
-    """Accuracy of the same net on whole clips in one call; None: no such arm."""
-    largest: float | None
-    """Largest difference of a score between stream and clip."""
-    changed: int | None
-    """Clips whose top class differs."""
-    against_base: Comparison | None
-    """Stream minus the net on whole clips from which it was tuned, on the same split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +162,7 @@ def analyse(results: Results, *, resamples: int = 2000, seed: int = 0) -> Findin
             if drawn and group.nets and not group.uniform
         ),
         ranks=ranks_of(results),
-        stream=_stream(results, resamples, seed),
+        stream=stream_of(results, resamples, seed),
         ensemble=_ensemble(results, resamples, seed),
     )
 
@@ -194,26 +173,6 @@ def _reference(results: Results) -> Net | None:
     variants = [net.config.get("variant") for net in results.nets if net.stage == "movinet_found"]
     like = [net for net in hand if variants and net.config.get("variant") == variants[0]]
     return next(iter([*like, *hand]), None)
-
-
-def _stream(results: Results, resamples: int, seed: int) -> Stream | None:
-    net = results.net("movinet_stream_eval") or results.net("movinet_stream")
-    if net is None:
-        return None
-    base = results.net("movinet_eval" if net.split == "test" else "movinet_train")
-    clip = results.net(net.stage, "clip")
-    running: Sequence[Any] = np.asarray(net.extras.get("running_top1", np.zeros((0, 0)))).T
-    clips = len(net.key)
-    return Stream(
-        split=net.split,
-        top1=accuracy([net]),
-        state_bytes=net.state_bytes,
-        after=tuple(Share.of(int((top_N == net.label).sum()), clips) for top_N in running),
-        clip=accuracy([clip]) if clip else None,
-        largest=float(np.abs(net.scores - clip.scores).max()) if clip else None,
-        changed=int((net.scores.argmax(1) != clip.scores.argmax(1)).sum()) if clip else None,
-        against_base=compare([net], [base], (net.name, base.name), resamples=resamples, seed=seed) if base else None,
-    )
 
 
 def _ensemble(results: Results, resamples: int, seed: int) -> tuple[Comparison, ...]:
