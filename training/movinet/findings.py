@@ -32,7 +32,7 @@ class Findings:
     found: tuple[Comparison, ...]
     """Found nets minus the hand-made one: one per group, each followed by its seeds where there are several."""
     random: tuple[Comparison, ...]
-    """Groups minus the nets of uniformly drawn candidates."""
+    """Groups minus the nets found by random search: the best of uniform draws."""
     ranks: RankCorrelation
     stream: Stream | None
     ensemble: tuple[Comparison, ...]

@@ -28,7 +28,8 @@ class Net:
     """A trained net, or one arm of an evaluation, with what it said about each clip of one split."""
 
     name: str
-    """Short and unique within its split: `train`, `half 0`, `evolution-none-0`, `ensemble member0`."""
+    """Short and unique within its split: `train` (on test that of `movinet_eval`), `half 0`, `evolution-none-0`,
+    `ensemble member0`."""
     stage: str
     split: Split
     gmac: float
@@ -142,7 +143,7 @@ def _nets(stage: str, folder: Path, split: Split) -> list[Net]:
     if len(predictions.key) == 0:
         raise RecordError(f"{path} has no clips; the split {split!r} needs some")
     order = np.argsort(predictions.key)
-    words = stage.removeprefix("movinet_").replace("_", " ")
+    words = "train" if stage == "movinet_eval" else stage.removeprefix("movinet_").removesuffix("_eval")
     if folder.name != stage:
         words = folder.name if stage == "movinet_found" else f"{words} {folder.name}"
     main = Net(

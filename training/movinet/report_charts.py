@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from training.core.charts import Frame, Point, frontier, svg
+from training.core.charts import Frame, Point, frontier, svg, ticks
 from training.core.charts_compare import CHARACTER, SHAPES, Interval, Mark, forest, scatter, swatch
 from training.movinet.records import Net
 from training.movinet.report_paired import Comparison, accuracy
@@ -116,7 +116,8 @@ def differences(rows: Sequence[Comparison], x_label: str, *, minor: Sequence[boo
     """
     drawn = []
     for place, row in enumerate(rows):
-        note = f"{row.gained} won, {row.lost} lost, p {p_value(row.p)}"
+        # A wide space before it: bold numbers are wider than the chart assumes.
+        note = f"\u2003{row.gained} won, {row.lost} lost, p {p_value(row.p)}, {row.cost_ratio:.2f} × GMAC"
         label = row.second if second else row.first
         drawn.append(Interval(label, row.value, row.low, row.high, note, bool(minor and minor[place])))
     return forest(drawn, x_label, scale=100)
@@ -134,16 +135,10 @@ def rank_chart(ranks: RankCorrelation, *, width: int = 640, height: int = 400) -
     """Draw stand-alone against inherited accuracy; hollow: does not count for τ."""
     if not ranks.points:
         return ""
-    xs, ys = [point[1] for point in ranks.points], [point[2] for point in ranks.points]
-    frame = Frame(
-        width,
-        height,
-        *_range(xs),
-        *_range(ys),
-        left=56,
-        top=30,
-        bottom=44,
-    )
+    xs, ys = [point.inherited for point in ranks.points], [point.alone for point in ranks.points]
+    left, right = _range(xs)
+    # Labels stand at the right of their marks.
+    frame = Frame(width, height, left, right + 0.4 * (right - left), *_range(ys), left=56, top=30, bottom=44)
     parts = _percent_x(frame)
     parts += frame_y(frame)
     parts.append(f'<text class="axis" x="{frame.left}" y="14">top-1 of the net trained by itself</text>')
@@ -152,16 +147,17 @@ def rank_chart(ranks: RankCorrelation, *, width: int = 640, height: int = 400) -
         "top-1 with inherited weights</text>"
     )
     taken: list[tuple[float, float, float]] = []
-    for name, inherited, alone, counts in sorted(ranks.points, key=lambda point: -point[2]):
-        x, y = frame.px(inherited), frame.py(alone)
-        title = f"{name}: inherited {percent(inherited)}, by itself {percent(alone)}"
-        kind = "point" if counts else "point hollow"
+    for point in sorted(ranks.points, key=lambda point: -point.alone):
+        x, y = frame.px(point.inherited), frame.py(point.alone)
+        title = f"{point.name}: inherited {percent(point.inherited)}, by itself {percent(point.alone)}"
+        kind = "point" if point.counts else "point hollow"
+        colour = "var(--five)" if point.control else "var(--four)"
         parts.append(
-            f'<g class="{kind}" style="color:var(--four)"><title>{escape(title)}</title>'
+            f'<g class="{kind}" style="color:{colour}"><title>{escape(title)}</title>'
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/></g>'
         )
-        if len(ranks.points) <= MOST_LABELS:
-            parts.append(beside(x, y, name, taken, width))
+        if len(ranks.points) <= MOST_LABELS or not point.control:
+            parts.append(_beside(frame, x, y, point.name, taken))
     return svg(width, height, parts, "stand-alone against inherited accuracy")
 
 
@@ -172,8 +168,6 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 def frame_y(frame: Frame) -> list[str]:
     """Return horizontal grid lines with per cent."""
-    from training.core.charts import ticks
-
     parts = []
     for tick in ticks(frame.y0, frame.y1, frame.y_ticks):
         y = frame.py(tick)
@@ -185,8 +179,6 @@ def frame_y(frame: Frame) -> list[str]:
 
 
 def _percent_x(frame: Frame) -> list[str]:
-    from training.core.charts import ticks
-
     parts, base = [], frame.height - frame.bottom
     for tick in ticks(frame.x0, frame.x1):
         x = frame.px(tick)
@@ -197,13 +189,14 @@ def _percent_x(frame: Frame) -> list[str]:
     return parts
 
 
-def beside(x: float, y: float, text: str, taken: list[tuple[float, float, float]], width: int) -> str:
-    """Place a label beside a mark, lower until it covers no other label."""
+def _beside(frame: Frame, x: float, y: float, text: str, taken: list[tuple[float, float, float]]) -> str:
+    """Place a label at the right of a mark, on the nearest line in the plot where it covers no other label."""
     wide = CHARACTER * len(text)
-    start = x + 9 if x + 9 + wide < width - 2 else x - 9 - wide
-    line = y + 4
-    while any(abs(line - other) < 14 and start < right and left < start + wide for left, right, other in taken):
-        line += 3
+    start = min(x + 9, frame.width - 2 - wide)
+    shifts = sorted(range(-frame.height, frame.height, 3), key=lambda shift: (abs(shift), -shift))
+    lines = [y + 4 + shift for shift in shifts if frame.top + 8 < y + 4 + shift < frame.height - frame.bottom - 2]
+    near = [place[2] for place in taken if start < place[1] and place[0] < start + wide]
+    line = next((line for line in lines if all(abs(line - other) >= 14 for other in near)), y + 4)
     taken.append((start, start + wide, line))
     return f'<text class="label" x="{start:.1f}" y="{line:.1f}">{escape(text)}</text>'
 

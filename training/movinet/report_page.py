@@ -107,7 +107,7 @@ def _counts(findings: Findings) -> dict[str, int]:
 def _verdicts(findings: Findings) -> list[dict[str, str]]:
     """Return a sentence for each engine that searched: against the hand-made net, then against uniform draws."""
     said = []
-    for rows, other in ((findings.found, "the hand-made net"), (findings.random, "nets drawn at random")):
+    for rows, other in ((findings.found, "the hand-made net"), (findings.random, "random search")):
         for group in (group for group in findings.groups if group.searched):
             row = next((row for row in rows if row.first == group.name), None)
             if row:
@@ -121,16 +121,22 @@ def _verdict(findings: Findings, row: Comparison, other: str, nets: int) -> dict
         f"{row.first}{mean} against {other}: {points(row.value)} points, 95 % {points(row.low)} to {points(row.high)}, "
     )
     text += f"at {row.cost_ratio:.2f} × the GMAC. "
-    if not findings.equal_cost(row):
-        text += "The costs are not equal, so this says nothing about the architecture alone. "
+    equal = findings.equal_cost(row)
+    dearer = row.cost_ratio > 1
+    if not equal:
+        text += f"{'More' if dearer else 'Less'} cost: a difference of the architecture alone is not shown. "
     if row.unequal:
         text += f"The two also differ in {', '.join(row.unequal)}. "
     if row.few:
         text += (
             f"They differ on {row.gained + row.lost} clips only: the interval is too narrow, the exact test counts. "
         )
-    tag = {"better": "passed", "worse": "failed"}.get(row.verdict, "underpowered")
-    return {"text": text.strip(), "word": row.verdict, "tag": tag}
+    tag, word = {"better": "passed", "worse": "failed"}.get(row.verdict, "underpowered"), row.verdict
+    if not equal and word != "not clear":
+        at_odds = dearer == (word == "better")
+        word += f"{', but' if at_odds else ' and'} {'dearer' if dearer else 'cheaper'}"
+        tag = "underpowered" if at_odds else tag
+    return {"text": text.strip(), "word": word, "tag": tag}
 
 
 def _found(findings: Findings) -> dict[str, Any] | None:
@@ -153,18 +159,13 @@ def _found(findings: Findings) -> dict[str, Any] | None:
         }
         for row, adjusted in zip(findings.found, holm, strict=True)
     ]
+    words = f"points of top-1: found minus {findings.found[0].second}"
+    minor = [row.first not in names for row in findings.found]
+    random = differences(findings.random, "points of top-1: found minus the mean of random search")
     return {
         "rows": rows,
-        "chart": markup(
-            differences(
-                findings.found,
-                f"points of top-1: found minus {findings.reference.name if findings.reference else ''}",
-                minor=[row.first not in names for row in findings.found],
-            )
-        ),
-        "random": markup(differences(findings.random, "points of top-1: found minus the mean of random draws"))
-        if findings.random
-        else "",
+        "chart": markup(differences(findings.found, words, minor=minor)),
+        "random": markup(random) if findings.random else "",
         "tolerance": f"{100 * findings.tolerance:g}",
     }
 
@@ -205,13 +206,12 @@ def _net(net: Net) -> dict[str, str]:
 def _pareto(nets: Sequence[Net]) -> dict[str, Any] | None:
     if not nets:
         return None
+    streams = any(net.state_bytes for net in nets)
     return {
         "legend": [(markup(mark), words) for mark, words in legend(nets)],
         "gmac": markup(pareto(nets, "gmac")),
         "params": markup(pareto(nets, "params", width=540, height=360)),
-        "state": markup(pareto(nets, "state_bytes", width=540, height=360))
-        if any(net.state_bytes for net in nets)
-        else "",
+        "state": markup(pareto(nets, "state_bytes", width=540, height=360)) if streams else "",
     }
 
 
@@ -266,7 +266,8 @@ def _search(findings: Findings) -> dict[str, Any]:
         "clouds": [markup(search_charts.cloud(groups, kind)) for kind in kinds],
         "every": max(search_charts.every(groups, kind) for kind in kinds),
         "legend": [(markup(mark), words) for mark, words in search_charts.cloud_legend(groups)],
-        "panels": [markup(search_charts.history(s, bounds)) for group in groups for s in group.searches],
+        "panels": _panels([group for group in groups if group.searched], bounds),
+        "controls": _panels([group for group in groups if not group.searched], bounds),
         "baseline": any(c.baseline is not None for s in findings.results.searches for c in s.candidates),
         "bars": [
             {
@@ -280,12 +281,16 @@ def _search(findings: Findings) -> dict[str, Any]:
     }
 
 
+def _panels(groups: Sequence[Group], bounds: tuple[float, float]) -> list[Any]:
+    return [markup(search_charts.history(search, bounds)) for group in groups for search in group.searches]
+
+
 def _group(group: Group) -> dict[str, str]:
     inherited = ""
     if group.inherited:
         inherited = percent(max(group.inherited))
         if len(group.inherited) > 1:
-            inherited = f"{percent(min(group.inherited))} – {inherited}"
+            inherited = f"{100 * min(group.inherited):.1f}–{inherited}"
     alone = [net.top1 for net in group.nets]
     return {
         "name": group.name,
@@ -295,7 +300,7 @@ def _group(group: Group) -> dict[str, str]:
         "failed": str(sum(search.failed for search in group.searches)),
         "inherited": inherited,
         "alone": percent(group.top1.value) if group.top1 else "not trained",
-        "spread": f"{percent(min(alone))} – {percent(max(alone))}" if len(alone) > 1 else "",
+        "spread": f"{100 * min(alone):.1f}–{percent(max(alone))}" if len(alone) > 1 else "",
         "last": _share(group.temporal_last),
         "best": _share(group.temporal_best),
         "found": _share(group.temporal_found),
@@ -320,7 +325,7 @@ def _ranks(findings: Findings) -> dict[str, Any] | None:
         text = f"{ranks.nets} net{'s' * (ranks.nets != 1)} that count: too few for a rank correlation (5 are needed)."
     else:
         text = f"All {ranks.nets} nets are equal in one of the two accuracies: there are no ranks."
-    return {"chart": markup(rank_chart(ranks)), "text": text, "hollow": any(not point[3] for point in ranks.points)}
+    return {"chart": markup(rank_chart(ranks)), "text": text, "hollow": any(not point.counts for point in ranks.points)}
 
 
 # --- stream and ensemble ------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Accuracies and differences with their intervals, over the clips of one split."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ class Comparison:
     """Clips that only the first names right; of several nets those that more of them name right."""
     lost: int
     p: float
-    """Exact McNemar test."""
+    """Of one net against another McNemar's exact test, of means over several nets a z test of the clips' differences.
+    Won and lost clips of a mean against one net are not balanced when both are equally good, so no test of signs."""
     cost_ratio: float
     """GMAC of the first by those of the second."""
     unequal: tuple[str, ...] = ()
@@ -63,7 +65,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse` or `not clear`: interval and exact test have to agree."""
+        """`better`, `worse` or `not clear`: interval and test have to agree."""
         if self.p > 0.05 or self.low <= 0 <= self.high:
             return "not clear"
         return "better" if self.value > 0 else "worse"
@@ -103,14 +105,22 @@ def compare(
         high=high,
         gained=gained,
         lost=lost,
-        p=mcnemar_exact(gained, lost),
+        p=mcnemar_exact(gained, lost) if len(first) == len(second) == 1 else _z_test(difference_N),
         cost_ratio=float(np.mean([net.gmac for net in first]) / np.mean([net.gmac for net in second])),
         unequal=unequal,
     )
 
 
+def _z_test(difference_N: NDArray[np.float64]) -> float:
+    clips = len(difference_N)
+    error = float(difference_N.std(ddof=1)) / math.sqrt(clips) if clips > 1 else 0.0
+    if error == 0:
+        return 1.0
+    return math.erfc(abs(float(difference_N.mean())) / error / math.sqrt(2))
+
+
 def _right(nets: Sequence[Net]) -> NDArray[np.float64]:
-    return np.mean([net.correct for net in nets], axis=0, dtype=np.float64)
+    return np.asarray(np.mean([net.correct for net in nets], axis=0), dtype=np.float64)
 
 
 @dataclass(frozen=True)

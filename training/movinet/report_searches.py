@@ -72,11 +72,24 @@ class Group:
 
 
 @dataclass(frozen=True)
+class RankPoint:
+    """A found net."""
+
+    name: str
+    inherited: float
+    """Accuracy of the candidate with inherited weights."""
+    alone: float
+    """Accuracy of the net trained by itself."""
+    control: bool
+    counts: bool
+    """Whether its supernet was trained."""
+
+
+@dataclass(frozen=True)
 class RankCorrelation:
     """Inherited against stand-alone accuracy of the found nets."""
 
-    points: tuple[tuple[str, float, float, bool], ...]
-    """Name, inherited, stand-alone, whether it counts."""
+    points: tuple[RankPoint, ...]
     value: float | None
     """Kendall's τ-b; None: too few nets, or all equal."""
     p: float | None
@@ -202,15 +215,17 @@ def _taken(kind: str, candidate: Candidate, space: LayerOptions | None) -> list[
 
 def ranks_of(results: Results) -> RankCorrelation:
     """Correlate inherited with stand-alone accuracy over the found nets; those of untrained supernets do not count."""
-    inherited = {search.name: (search.inherited, search.control) for search in results.searches}
+    searches = {search.name: search for search in results.searches}
     points = []
     for net in results.nets:
         if net.stage != "movinet_found":
             continue
-        value, control = inherited.get(net.name, (None, ""))
-        if value is not None:
-            points.append((net.name, value, net.top1, control != UNTRAINED))
-    counted = np.asarray([point[1:3] for point in points if point[3]]).reshape(-1, 2)
+        search = searches.get(net.name)
+        if search is None or search.inherited is None:
+            continue
+        control = search.control != "none" or search.engine == UNIFORM
+        points.append(RankPoint(net.name, search.inherited, net.top1, control, search.control != UNTRAINED))
+    counted = np.asarray([(point.inherited, point.alone) for point in points if point.counts]).reshape(-1, 2)
     tau = p = None
     if len(counted) >= FEWEST_NETS and all(len(set(column)) > 1 for column in counted.T):
         from scipy.stats import kendalltau

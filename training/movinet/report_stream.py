@@ -1,8 +1,6 @@
 """A stream evaluated frame by frame: how soon it knows, and whether it says what the net says on whole clips."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -42,13 +40,13 @@ def stream_of(results: Results, resamples: int, seed: int) -> Stream | None:
         return None
     base = results.net("movinet_eval" if net.split == "test" else "movinet_train")
     clip = results.net(net.stage, "clip")
-    running: Sequence[Any] = np.asarray(net.extras.get("running_top1", np.zeros((0, 0)))).T
+    running_TN = np.asarray(net.extras.get("running_top1", np.zeros((0, 0)))).T
     clips = len(net.key)
     return Stream(
         split=net.split,
         top1=accuracy([net]),
         state_bytes=net.state_bytes,
-        after=tuple(Share.of(int((top_N == net.label).sum()), clips) for top_N in running),
+        after=tuple(Share.of(int((top_N == net.label).sum()), clips) for top_N in running_TN),
         clip=accuracy([clip]) if clip else None,
         largest=float(np.abs(net.scores - clip.scores).max()) if clip else None,
         changed=int((net.scores.argmax(1) != clip.scores.argmax(1)).sum()) if clip else None,

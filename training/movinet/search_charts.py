@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from html import escape
 
 from training.core.charts import Frame, number, svg, ticks
-from training.core.charts_compare import CHARACTER, palette, swatch
+from training.core.charts_compare import CHARACTER, swatch
 from training.movinet.drawing import kernel_text
 from training.movinet.report_charts import frame_y, percent
 from training.movinet.report_searches import Group, OptionShares
 from training.movinet.search_records import Candidate, Search
 
 UNITS = {"gmac": "GMAC per video", "params": "parameters", "state_mb": "state, MB", "latency_ms": "ms per video"}
+COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--four)", "var(--bad)", "var(--warn)")
+"""Of groups of searches; uniform draws are grey."""
 MOST_NAMED = 4
 """Windows of wanted costs whose numbers are written."""
 MOST_MARKS = 6000
@@ -28,7 +30,9 @@ def scored(search: Search) -> list[tuple[Candidate, float]]:
 
 def colours(groups: Sequence[Group]) -> dict[str, str]:
     """Return a colour per group of searches."""
-    return dict(zip((group.name for group in groups), palette(len(groups)), strict=True))
+    told = [group.name for group in groups if not group.uniform]
+    chosen = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(told)}
+    return {group.name: chosen.get(group.name, "var(--five)") for group in groups}
 
 
 def kinds_of(groups: Sequence[Group]) -> list[str]:
@@ -127,7 +131,7 @@ def value_range(searches: Sequence[Search]) -> tuple[float, float]:
     return max(0.0, min(values) - pad), min(1.0, max(values) + pad)
 
 
-def history(search: Search, bounds: tuple[float, float], *, width: int = 350, height: int = 290) -> str:
+def history(search: Search, bounds: tuple[float, float], *, width: int = 350, height: int = 320) -> str:
     """Draw a search in its order: accuracies with the best so far at the wanted cost, and below the error of the cost.
 
     Args:

@@ -18,11 +18,13 @@ from training.backbones.movinet_cost import conv_macs, num_parameters, state_ele
 from training.backbones.movinet_layout import ARCHITECTURES, VARIANTS, MoViNetLayout, architecture
 from training.core.charts_compare import CHARACTER
 from training.core.evaluate import Evaluation, Predictions
+from training.core.gate import mcnemar_exact
 from training.core.metrics import classification_metrics
 from training.core.search_run import write_result
 from training.core.trials import Outcome, Trial
 from training.movinet.findings import analyse
-from training.movinet.records import STAGES, read_results
+from training.movinet.records import STAGES, Net, read_results
+from training.movinet.report_paired import compare
 from training.movinet.report_stage import MoViNetReport
 from training.movinet.run_folder import RecordError
 
@@ -138,7 +140,10 @@ class Builder:
         last = stored.scores.argmax(1)[:, None]
         running = np.where(rises, last, (last + 1) % len(self.classes))
         metrics = json.loads((folder / "metrics.json").read_text())
-        metrics |= {"test/gmac_per_video_clip": metrics["test/gmac_per_video"], "test/params_clip": metrics["test/params"]}
+        metrics |= {
+            "test/gmac_per_video_clip": metrics["test/gmac_per_video"],
+            "test/params_clip": metrics["test/params"],
+        }
         clip = stored.scores + np.float32(1e-6)
         changed = Predictions(
             stored.key, stored.label, stored.scores, {"clip": clip}, {"running_top1": running}, stored.classes
@@ -415,6 +420,36 @@ def test_stream_without_its_extras_says_so(runs: Builder, tmp_path: Path) -> Non
     assert "report/stream_difference" not in metrics
 
 
+def test_many_candidates_are_thinned_and_the_page_says_so(runs: Builder, tmp_path: Path) -> None:
+    folder = runs.search("evolution", candidates=20)
+    rows = json.loads((folder / "trials.json").read_text())
+    many = [
+        {**row, "name": f"{row['name']}-{copy}" if copy else row["name"],
+         "facts": {**row["facts"], "order": 20.0 * copy + place}}
+        for copy in range(400)
+        for place, row in enumerate(rows)
+    ]  # fmt: skip
+    assert "one in" not in words(runs.write(tmp_path / "few")[0])
+    (folder / "trials.json").write_text(json.dumps(many))
+    text, _ = runs.write(tmp_path / "many")
+    checked(text)
+    assert "8000 candidates" in words(text)
+    assert "Of many candidates one in 2 is drawn" in words(text)
+    assert len(text) < 1_000_000
+
+
+def test_searches_with_other_targets_share_a_chart(runs: Builder, tmp_path: Path) -> None:
+    for seed in range(3):
+        folder = runs.search("evolution", seed=seed)
+        config = json.loads((folder / "config.json").read_text())
+        config["target"]["value"] *= 1 + 0.05 * seed
+        (folder / "config.json").write_text(json.dumps(config))
+    text, _ = runs.write(tmp_path / "report")
+    charts = checked(text)
+    assert [overlaps(chart) for chart in charts] == [[]] * len(charts)
+    assert words(text).count("± 30 %") == 3
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 
@@ -481,7 +516,7 @@ def test_rank_correlation(runs: Builder) -> None:
         runs.found("evolution", seed=seed, top1=0.3 + 0.12 * place)
     ranks = analyse(read_results(runs.results)).ranks
     assert ranks.nets == 5
-    assert ranks.value == 1.0
+    assert ranks.value == pytest.approx(1)
     runs.results["movinet_found"] = runs.results["movinet_found"][:4]
     assert analyse(read_results(runs.results)).ranks.value is None
 
@@ -515,6 +550,23 @@ def test_stream_and_ensemble_numbers(runs: Builder) -> None:
     }
     members = next(row for row in findings.ensemble if row.second == "ensemble member0")
     assert members.cost_ratio > 1
+
+
+def test_means_over_nets_are_tested_without_bias() -> None:
+    rng = np.random.default_rng(1)
+    clips, repeats = 300, 200
+    label = np.zeros(clips, int)
+
+    def net() -> Net:
+        right = (rng.random(clips) < 0.85).astype(np.float32)
+        scores, key = np.stack([right, 1 - right], 1), np.arange(clips).astype(str)
+        config = {"data": data(), "variant": "base"}
+        return Net("net", "movinet_train", "val", 1.0, 1, None, key, label, scores, {}, config)
+
+    rows = [compare([net(), net(), net()], [net()], ("three", "one"), resamples=100, seed=0) for _ in range(repeats)]
+    assert sum(row.p < 0.05 for row in rows) < 0.1 * repeats
+    # The control: counting won and lost clips would find differences that are not there.
+    assert sum(mcnemar_exact(row.gained, row.lost) < 0.05 for row in rows) > 0.9 * repeats
 
 
 # --- what cannot be compared ----------------------------------------------------------------------
