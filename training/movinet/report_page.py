@@ -19,7 +19,7 @@ from training.movinet.report_charts import (
     stream_chart,
 )
 from training.movinet.report_paired import Comparison, Share, accuracy, by_class
-from training.movinet.report_searches import Group
+from training.movinet.report_searches import FEWEST_NETS, Group
 
 MOST_DRAWN = 3
 """Found architectures that are drawn beside the hand-made one."""
@@ -128,9 +128,7 @@ def _verdict(findings: Findings, row: Comparison, other: str, nets: int) -> dict
     if row.unequal:
         text += f"The two also differ in {', '.join(row.unequal)}. "
     if row.few:
-        text += (
-            f"They differ on {row.gained + row.lost} clips only: the interval is too narrow, the exact test counts. "
-        )
+        text += f"They differ on {row.gained + row.lost} clips only: too few to trust the interval. "
     tag, word = {"better": "passed", "worse": "failed"}.get(row.verdict, "underpowered"), row.verdict
     if not equal and word != "not clear":
         at_odds = dearer == (word == "better")
@@ -321,8 +319,8 @@ def _ranks(findings: Findings) -> dict[str, Any] | None:
         text = f"Kendall's τ = {ranks.value:+.2f} over {ranks.nets} nets, p {p_value(ranks.p)}."
         if ranks.p > 0.05:
             text += " No association is shown: what the search maximised may say nothing about the trained nets."
-    elif ranks.nets < 5:
-        text = f"{ranks.nets} net{'s' * (ranks.nets != 1)} that count: too few for a rank correlation (5 are needed)."
+    elif ranks.nets < FEWEST_NETS:
+        text = f"{ranks.nets} of the nets count: too few for a rank correlation, which needs {FEWEST_NETS}."
     else:
         text = f"All {ranks.nets} nets are equal in one of the two accuracies: there are no ranks."
     return {"chart": markup(rank_chart(ranks)), "text": text, "hollow": any(not point.counts for point in ranks.points)}

@@ -67,8 +67,8 @@ class Group:
 
     @property
     def uniform(self) -> bool:
-        """Whether candidates were drawn at random."""
-        return UNIFORM in (self.engine, self.control)
+        """Whether it is random search: the best of candidates drawn uniformly."""
+        return self.control == UNIFORM or (self.engine, self.control) == (UNIFORM, "none")
 
 
 @dataclass(frozen=True)
