@@ -2,7 +2,7 @@
 
 from training.core.checkpoint import load_state, read_model_info
 from training.core.config import DataConfig, validate
-from training.core.stage import ScoreInputs, Stage, StageInputs
+from training.core.stage import Report, ScoreInputs, Stage, StageInputs
 from training.core.system import System
 from training.core.trials import Scorer, Search
 from training.movinet.config import (
@@ -12,9 +12,10 @@ from training.movinet.config import (
     StreamConfig,
     TrainConfig,
 )
-from training.movinet.config_search import FoundConfig, NasStageConfig, SupernetStageConfig
+from training.movinet.config_search import FoundConfig, NasStageConfig, ReportConfig, SupernetStageConfig
 from training.movinet.live_cli import app
 from training.movinet.presets import MODELS
+from training.movinet.report_stage import MoViNetReport
 from training.movinet.search_stage import FAMILY, FOUND, SUPERNET, SupernetScorer, SupernetSearch
 from training.movinet.start import start_from_base, start_from_file
 from training.movinet.supernet_system import SupernetSystem
@@ -75,6 +76,10 @@ def _search(inputs: StageInputs) -> Search:
 
 def _scorer(inputs: ScoreInputs) -> Scorer:
     return SupernetScorer(inputs)
+
+
+def _report(inputs: StageInputs) -> Report:
+    return MoViNetReport(inputs.config, inputs.classes, inputs.results)
 
 
 _SEARCHES = {axis: f"movinet_search.{axis}" for axis in ("engine", "control", "seed")}
@@ -156,5 +161,23 @@ STAGES = (
         found={"found": f"movinet_search/{FOUND}"},
         matrix=_SEARCHES,
         shared=_RECIPE,
+    ),
+    Stage(
+        name="movinet_report",
+        kind="report",
+        config=ReportConfig,
+        build=_report,
+        upstream=(
+            "movinet_search",
+            "movinet_found",
+            "movinet_train",
+            "movinet_stream",
+            "movinet_half",
+            "movinet_eval",
+            "movinet_stream_eval",
+            "movinet_ensemble",
+        ),
+        shared={"data": "movinet_data"},
+        metric="val/best_top1",
     ),
 )
