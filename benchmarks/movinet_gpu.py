@@ -91,7 +91,6 @@ def system_of(kind: str, options: argparse.Namespace, data: DataConfig) -> Syste
 def speed(options: argparse.Namespace) -> None:
     """Print training speed of every kind of step, and the time of one frame of a stream."""
     device = torch.device("cuda")
-    torch.backends.cudnn.benchmark = True
     data = data_config(options)
     raw = raw_batch(options.batch, options.frames, options.size, device, len(CLASSES))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.architecture}, bf16, {raw_shape(raw)}")
@@ -104,7 +103,7 @@ def speed(options: argparse.Namespace) -> None:
         first = float(trainer.step())
         for _ in range(30 if kind == "supernet" else 8):  # members of new shapes take longer
             trainer.step()
-        seconds, last = timed(trainer.step, 30)
+        seconds, last = timed(trainer.step, options.repeats)
         name, gib = f"{kind}{', compiled' if compiled else ''}", torch.cuda.max_memory_allocated() / 2**30
         print(f"{name:<26}{options.batch / seconds:>9.1f}{gib:>10.1f}{first:>12.3f}{float(last):>8.3f}", flush=True)
         del trainer
@@ -229,7 +228,7 @@ def main() -> None:
     fast = commands.add_parser("speed")
     fast.add_argument("--architecture", default="a0")
     fast.add_argument("--kinds", default=KINDS, help="steps, `:compiled` after those to compile")
-    for name, default in (("frames", 32), ("size", 172), ("batch", 64)):
+    for name, default in (("frames", 32), ("size", 172), ("batch", 64), ("repeats", 30)):
         fast.add_argument(f"--{name}", type=int, default=default)
     fast.set_defaults(run=speed)
     whole = commands.add_parser("stages")

@@ -33,6 +33,10 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N,C,H,W) → (N,out_channels,⌈H/stride⌉,⌈W/stride⌉)."""
+        if input.is_cuda and self.kernel_size == self.stride == (1, 1) and self.groups == 1:
+            # A matrix product of what lies in memory as (N,H,W,C): cuDNN plans anew for every shape, which costs a
+            # supernet, whose shapes differ each step, more than the arithmetic.
+            return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
         amounts = [
             pad_amounts(size, kernel, stride, "same")
             for size, kernel, stride in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)

@@ -141,6 +141,11 @@ class SupernetSystem(System):
         return ()
 
     @override
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        assert self.supernet.net.classifier is not None  # it has classes
+        return (self.supernet.net.classifier.weight,)
+
+    @override
     def cost(self) -> dict[str, CostRow]:
         largest = self.supernet.skeleton(self._largest)
         view = torch.empty(1, 3, self._num_frames, self._side, self._side, device="meta")
