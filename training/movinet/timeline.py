@@ -201,15 +201,14 @@ class Timeline:
         `frame_top1`; its mean over the classes of the segments (`frame_mean_class`); and what the commonest of them
         alone would get (`majority_top1`).
         """
-        labelled = [seen for seen in self.seen if seen.truth is not None]
-        counts = Counter(seen.truth for seen in labelled)
-        hits = Counter(seen.truth for seen in labelled if seen.name == seen.truth)
-        metrics = {"frames": float(len(self.seen)), "labelled_frames": float(len(labelled))}
-        if labelled:
+        rows = [row for row in self.of_classes() if row["frames"]]
+        labelled = sum(row["frames"] for row in rows)
+        metrics = {"frames": float(len(self.seen)), "labelled_frames": float(labelled)}
+        if rows:
             metrics |= {
-                "frame_top1": sum(hits.values()) / len(labelled),
-                "frame_mean_class": sum(hits[name] / counts[name] for name in counts) / len(counts),
-                "majority_top1": max(counts.values()) / len(labelled),
+                "frame_top1": sum(row["hits"] for row in rows) / labelled,
+                "frame_mean_class": sum(row["hits"] / row["frames"] for row in rows) / len(rows),
+                "majority_top1": max(row["frames"] for row in rows) / labelled,
             }
         return metrics
 
