@@ -221,7 +221,9 @@ def stream(
             written = {"path": str(overlay), "pictures": writer.written, "rate": writer.rate, "merged": writer.merged}
         summary, judged = session.summary(), None
         if timeline is not None and page is not None and timeline.seen:
-            timeline.write(page, title=f"Timeline of {source}", facts=run_facts(name, source, window, summary))
+            timeline.write(
+                page, title=f"Timeline of {Path(source).name or source}", facts=run_facts(name, source, window, summary)
+            )
             judged = {"page": str(page), **timeline.metrics()}
         printer.summary(summary, written, judged)
         if failure is not None:

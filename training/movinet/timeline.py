@@ -201,15 +201,14 @@ class Timeline:
         `frame_top1`; its mean over the classes of the segments (`frame_mean_class`); and what the commonest of them
         alone would get (`majority_top1`).
         """
-        labelled = [seen for seen in self.seen if seen.truth is not None]
-        counts = Counter(seen.truth for seen in labelled)
-        hits = Counter(seen.truth for seen in labelled if seen.name == seen.truth)
-        metrics = {"frames": float(len(self.seen)), "labelled_frames": float(len(labelled))}
-        if labelled:
+        rows = [row for row in self.of_classes() if row["frames"]]
+        labelled = sum(row["frames"] for row in rows)
+        metrics = {"frames": float(len(self.seen)), "labelled_frames": float(labelled)}
+        if rows:
             metrics |= {
-                "frame_top1": sum(hits.values()) / len(labelled),
-                "frame_mean_class": sum(hits[name] / counts[name] for name in counts) / len(counts),
-                "majority_top1": max(counts.values()) / len(labelled),
+                "frame_top1": sum(row["hits"] for row in rows) / labelled,
+                "frame_mean_class": sum(row["hits"] / row["frames"] for row in rows) / len(rows),
+                "majority_top1": max(row["frames"] for row in rows) / labelled,
             }
         return metrics
 
@@ -259,7 +258,7 @@ def run_facts(model: str, source: str, window: int | None, summary: Summary) -> 
         ("model", model),
         ("source", f"{source}, {summary.source_rate:.4g} frames per second"),
         ("seen by the network", f"{summary.selected} frames ({every})"),
-        ("answer about", "all frames since the last reset" if window is None else f"the last {window} frames"),
+        ("means over", "all frames since the last reset" if window is None else f"{window} frames at most"),
         ("ended", f"{summary.ended}, after {summary.seconds:.1f} s"),
         ("lost", f"{summary.dropped} frames dropped, {summary.corrupt} corrupt, {summary.gaps} gaps"),
         ("resets", str(summary.resets)),
@@ -274,6 +273,9 @@ def run_facts(model: str, source: str, window: int | None, summary: Summary) -> 
 
 
 ROW = 26
+"""Height of a class in the chart, pixels."""
+LONGEST = 36
+"""Letters of a class name in the chart; the rest is in its hint."""
 
 
 def runs_of(seen: Sequence[Seen]) -> list[tuple[float, float, str, str]]:
@@ -294,17 +296,21 @@ def timeline_chart(timeline: Timeline, width: int = 1080) -> str:
     used = {segment.name for segment in timeline.segments} | {seen.name for seen in timeline.seen}
     rows = [name for name in timeline.classes if name in used]
     end = max([seen.time_s for seen in timeline.seen] + [segment.end_s for segment in timeline.segments])
-    left = 20 + round(7 * max(len(name) for name in rows))
+    left = 20 + round(6.6 * min(LONGEST, max(len(name) for name in rows)))
     height = 40 + ROW * len(rows)
     frame = Frame(width, height, 0.0, end, 0.0, float(len(rows)), left=left, top=6, bottom=34)
-    parts = [f'<text class="axis" x="{width // 2}" y="{height - 4}" text-anchor="middle">seconds</text>']
+    parts = [f'<text class="axis" x="{(left + width) // 2}" y="{height - 4}" text-anchor="middle">seconds</text>']
     for tick in ticks(0.0, end, 10):
         x, base = frame.px(tick), height - 34
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="{base}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 15}" text-anchor="middle">{number(tick)}</text>')
     top = {name: 6 + ROW * place for place, name in enumerate(rows)}
     for name in rows:
-        parts.append(f'<text class="tick" x="{left - 8}" y="{top[name] + 17}" text-anchor="end">{escape(name)}</text>')
+        short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+        parts.append(
+            f'<text class="tick" x="{left - 8}" y="{top[name] + 17}" text-anchor="end">{escape(short)}'
+            f"<title>{escape(name)}</title></text>"
+        )
         line = top[name] + ROW
         parts.append(f'<line class="grid" x1="{left}" x2="{width - 12}" y1="{line}" y2="{line}"/>')
     for segment in timeline.segments:
