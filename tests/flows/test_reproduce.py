@@ -1,6 +1,7 @@
 """The generic flow on a throwaway DVC repository of shell stages."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,38 +27,57 @@ def run(root: Path, **parameters: object) -> dict[str, str]:
     return {item.stage: item.result for item in outcomes}
 
 
-def test_second_run_executes_only_the_listing(repository: Path, ran_stages: Ran) -> None:
-    first = run(repository)
-    assert ran_stages() == STAGES
-    assert set(first.values()) == {"ran"}
-    # A family without a section in the data set's params file is not part of the run.
-    assert "other_train@demo" not in first
+@pytest.fixture(scope="module")
+def first(
+    prefect_server: None, template_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
+    """A repository in which every stage has run once, and what the flow said; tests copy it."""
+    root = tmp_path_factory.mktemp("first") / "repository"
+    shutil.copytree(template_repository, root)
+    return root, run(root)
 
-    second = run(repository)
+
+@pytest.fixture
+def repeated(first: tuple[Path, dict[str, str]], repository: Path, ran_stages: Ran) -> Path:
+    """The repository of the test after the first run, which `ran_stages` has still to tell."""
+    shutil.rmtree(repository)
+    shutil.copytree(first[0], repository)
+    return repository
+
+
+def test_second_run_executes_only_the_listing(
+    first: tuple[Path, dict[str, str]], repeated: Path, ran_stages: Ran
+) -> None:
+    outcome = first[1]
+    assert ran_stages() == STAGES
+    assert set(outcome.values()) == {"ran"}
+    # A family without a section in the data set's params file is not part of the run.
+    assert "other_train@demo" not in outcome
+
+    second = run(repeated)
     assert ran_stages() == ["manifest"]
-    assert second == {name: "ran" if name == "manifest@demo" else "unchanged" for name in first}
+    assert second == {name: "ran" if name == "manifest@demo" else "unchanged" for name in outcome}
 
     # The children knew the flow run and where its server is.
-    runs = {line.split()[2] for line in (repository / "environment.log").read_text().splitlines()}
-    addresses = {line.split()[4] for line in (repository / "environment.log").read_text().splitlines()}
+    runs = {line.split()[2] for line in (repeated / "environment.log").read_text().splitlines()}
+    addresses = {line.split()[4] for line in (repeated / "environment.log").read_text().splitlines()}
     assert len(runs) == 1
     assert all(len(name) == 36 for name in runs)
     assert all(address.startswith("http://") for address in addresses)
 
 
-def test_only_what_a_change_reaches_runs(repository: Path, ran_stages: Ran) -> None:
-    run(repository)
+def test_only_what_a_change_reaches_runs(repeated: Path, ran_stages: Ran) -> None:
     ran_stages()
 
-    (repository / "params/demo.yaml").write_text("toy_train: {left: 2, right: 1}\ntoy_eval: {x: 1}\n")
-    found = run(repository)
+    (repeated / "params/demo.yaml").write_text("toy_train: {left: 2, right: 1}\ntoy_eval: {x: 1}\n")
+    found = run(repeated)
     # The left net runs; it makes the same output as before, so nothing after it does.
     assert ran_stages() == ["manifest", "toy_train-left"]
     assert found["toy_eval@demo"] == "unchanged"
 
     # New source data goes through the listing, which always runs, though `dvc status` was asked before it ran.
-    (repository / "sources/demo").write_text("three\n")
-    run(repository)
+    (repeated / "sources/demo").write_text("three\n")
+    run(repeated)
     assert ran_stages() == STAGES
 
 

@@ -193,7 +193,8 @@ def test_resuming_with_another_decoder_needs_permission(project, tmp_path):
     start_and_kill(project)
     (tmp_path / "broken" / "av").mkdir(parents=True)
     (tmp_path / "broken" / "av" / "__init__.py").write_text("raise ImportError('not on this machine')\n")
-    elsewhere = {"PYTHONPATH": str(tmp_path / "broken")}
+    # In front of what there is: the checkout under test need not be the installed one.
+    elsewhere = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "broken"), os.environ.get("PYTHONPATH", "")])}
 
     refused = start(project, **elsewhere)
     _, errors = refused.communicate(timeout=300)
