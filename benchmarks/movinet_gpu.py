@@ -145,7 +145,7 @@ def frame_times(options: argparse.Namespace, data: DataConfig, device: torch.dev
     with torch.inference_mode():
         exact = net(clip)
         state, parts = net.initial_state(2, size), []
-        for part in clip.split(5, dim=2):
+        for part in torch.split(clip, 5, dim=2):
             logits, state = net.stream(part, state)
             parts.append(logits)
         with precision_context("bf16", device)():

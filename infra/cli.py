@@ -35,7 +35,7 @@ COMMANDS: dict[str, Command] = {
     "finish": Command("training.__main__", "register, promote and report in one process"),
     "lineage": Command("training.__main__", "where a registered model comes from"),
     "predict": Command("training.__main__", "classes of a video or of a folder of videos"),
-    "stream": Command("training.movinet.live_cli", "answers while a video, URL or camera runs", strip=True),
+    "stream": Command("training.movinet.live.cli", "answers while a video, URL or camera runs", strip=True),
     "ui": Command("infra.ui", "MLflow's and Prefect's pages on this machine", strip=True),
 }
 """First word → program. Words that are not here go to `training`, where a family may have its own program."""

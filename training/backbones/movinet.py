@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from training.backbones.movinet_layers import Bottleneck, ConvNorm, Past, activate, frame_means
 from training.backbones.movinet_layout import MoViNetLayout, Variant, places
-from training.layers.conv3d import fold_frames
+from training.layers.conv3d import by_video, fold_frames
 from training.layers.initial import truncated_normal_, variance_scaling_
 from training.layers.streaming import SameConv2d, State, running_mean
 
@@ -132,7 +132,7 @@ class MoViNet(nn.Module):
         batch = video_BCTHW.shape[0]
         count_B = _no_frames(video_BCTHW) if past is None else past[COUNT]
         images = self._features(video_BCTHW, count_B, past, present)
-        pooled = frame_means(images).unflatten(0, (batch, -1))
+        pooled = by_video(frame_means(images), batch)
         if self.variant.causal:
             running = running_mean(pooled, count_B, HEAD, past, present)
             pooled = {"last": running[:, -1], "running": running, "frame": pooled}[answers]
@@ -145,12 +145,13 @@ class MoViNet(nn.Module):
         if self.dense is None or self.classifier is None:
             return pooled
         hidden = activate(self.dense(pooled.to(self.dense.weight.dtype)), self.variant.head_activation)
-        return self.classifier(F.dropout(hidden, self.dropout, self.training))
+        logits: Tensor = self.classifier(F.dropout(hidden, self.dropout, self.training))
+        return logits
 
     def features_map(self, video_BCTHW: Tensor) -> Tensor:
         """Return the features before pooling, (B,P,T,h,w)."""
         images = self._features(video_BCTHW, _no_frames(video_BCTHW), None, None)
-        return images.unflatten(0, (video_BCTHW.shape[0], -1)).transpose(1, 2)
+        return by_video(images, video_BCTHW.shape[0]).transpose(1, 2)
 
     def initial_state(
         self,
@@ -178,8 +179,9 @@ class MoViNet(nn.Module):
             raise ValueError("only causal nets stream; this one is a base net")
         if window is not None and window < 1:
             raise ValueError(f"the window must have at least one frame, got {window}")
-        device = self.stem.norm.weight.device if device is None else device
-        dtype = self.stem.norm.weight.dtype if dtype is None else dtype
+        like: Tensor = self.project.conv.weight  # type: ignore[assignment]  # a parameter, not a module
+        device = like.device if device is None else device
+        dtype = like.dtype if dtype is None else dtype
         wide = torch.promote_types(dtype, torch.float32)
         state: State = {COUNT: torch.zeros(batch, dtype=torch.int64, device=device)}
 
@@ -203,11 +205,13 @@ class MoViNet(nn.Module):
 
     def _features(self, video_BCTHW: Tensor, count_B: Tensor, past: Past, present: State | None) -> Tensor:
         batch = video_BCTHW.shape[0]
-        images = self.stem(fold_frames(video_BCTHW))
+        images: Tensor = self.stem(fold_frames(video_BCTHW))
         for block in self.blocks:
+            assert isinstance(block, nn.ModuleList)
             for layer in block:
                 images = layer(images, batch, count_B, past, present)
-        return self.project(images)
+        features: Tensor = self.project(images)
+        return features
 
     def _check(self, video_BCTHW: Tensor, state: Mapping[str, Tensor]) -> None:
         if not self.variant.causal:

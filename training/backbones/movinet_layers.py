@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.backbones.movinet_layout import Activation, Gate, Place, Variant, gate_widths
+from training.layers.conv3d import by_video
 from training.layers.drop_path import DropPath
 from training.layers.initial import variance_scaling_
 from training.layers.streaming import (
@@ -137,7 +138,7 @@ class SqueezeExcite(nn.Module):
         self, images: Tensor, batch: int, count_B: Tensor, key: str, past: Past, present: State | None
     ) -> Tensor:
         """Multiply the frames (B·T,C,H,W) with their gates; `count_B` frames of each video came before."""
-        mean_BTC = frame_means(images).unflatten(0, (batch, -1))
+        mean_BTC = by_video(frame_means(images), batch)
         squeeze, causal = self.variant.squeeze, self.variant.causal
         seen = mean_BTC
         if squeeze != "2d":
@@ -175,7 +176,8 @@ class Skip(nn.Module):
             # TensorFlow's "same" average of 3×3, padded places not counted, for even and odd sides.
             sides = (images.shape[2] % 2, images.shape[3] % 2)
             images = F.avg_pool2d(images, 3, 2, sides, ceil_mode=True, count_include_pad=False)
-        return self.norm(self.conv(images))
+        normal: Tensor = self.norm(self.conv(images))
+        return normal
 
 
 class Bottleneck(nn.Module):
@@ -221,5 +223,6 @@ class Bottleneck(nn.Module):
         if self.gate is not None:
             branch = self.gate(branch, batch, count_B, f"{self.name}.pool", past, present)
         branch = self.project(branch) * self.scale
-        branch = self.drop_path(branch.unflatten(0, (batch, -1))).flatten(0, 1)
-        return branch + (images if self.skip is None else self.skip(images))
+        branch = self.drop_path(by_video(branch, batch)).flatten(0, 1)
+        skip: Tensor = images if self.skip is None else self.skip(images)
+        return torch.add(skip, branch)

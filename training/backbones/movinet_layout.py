@@ -164,7 +164,7 @@ def _only(entry: Mapping[str, Any], known: set[str], where: str) -> None:
 def _positive(entry: Mapping[str, Any], name: str) -> int:
     if not isinstance(entry[name], int) or entry[name] < 1:
         raise ValueError(f"{name} must be a positive whole number, got {entry[name]!r}")
-    return entry[name]
+    return int(entry[name])
 
 
 def plain_round(value: float) -> int:

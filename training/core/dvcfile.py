@@ -56,11 +56,12 @@ def outputs(stage: Stage) -> tuple[str, ...]:
 def training_entries(root: Path) -> dict[str, dict[str, Any]]:
     """Return the `stages:` entries of dvc.yaml for every registered stage, in registration order."""
     stages = all_stages()
-    sources = {family: family_sources(root, package) for family, package in FAMILIES.items()}
+    wanted = {(family_of(stage.name), stage.kind == "report") for stage in stages.values()}
+    sources = {key: family_sources(root, FAMILIES[key[0]], "report" if key[1] else None) for key in wanted}
     return {name: _entry(stage, stages, sources) for name, stage in stages.items()}
 
 
-def _entry(stage: Stage, stages: Mapping[str, Stage], sources: Mapping[str, list[str]]) -> dict[str, Any]:
+def _entry(stage: Stage, stages: Mapping[str, Stage], sources: Mapping[tuple[str, bool], list[str]]) -> dict[str, Any]:
     data = "${item.data}"
     suffix = "-".join(f"${{item.{key}}}" for key in stage.matrix)
     run = f"runs/{data}/{stage.name}" + (f"/{suffix}" if suffix else "")
@@ -78,7 +79,7 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], sources: Mapping[str, list
     return {
         "matrix": {"data": f"${{{family}}}", **axes},
         "cmd": f"exec python -m training run {stage.name}@{data}" + (f"-{suffix}" if suffix else ""),
-        "deps": [f"data/shards/{data}", *upstream, *sources[family]],
+        "deps": [f"data/shards/{data}", *upstream, *sources[family, stage.kind == "report"]],
         "params": params,
         "outs": [f"{run}/{name}" for name in outputs(stage)],
         "metrics": [f"{run}/metrics.json"],
@@ -108,10 +109,16 @@ def _upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> list[str]
     return [f"{folder}/{file}" for file in files]
 
 
-def family_sources(root: Path, package: str) -> list[str]:
-    """Return the files whose change makes a family's stages stale, relative to the root and sorted."""
+def family_sources(root: Path, package: str, kind: Kind | None = None) -> list[str]:
+    """Return the files whose change makes a family's stages stale, relative to the root and sorted.
+
+    Those in the family's own folder. Of its sub-packages `report` counts for report stages, and any
+    other (command lines, readers) for none: they train nothing.
+    """
     folder = root / package.replace(".", "/")
     own = sorted(path for path in folder.glob("*.py") if not path.name.startswith("__main__"))
+    if kind == "report":
+        own += sorted((folder / "report").glob("*.py"))
     shared = import_closure(root, own, SHARED_PACKAGES)
     return sorted({path.relative_to(root).as_posix() for path in own} | shared)
 

@@ -41,6 +41,11 @@ def unfold_frames(images_NCHW: Tensor, batch: int, frames: int) -> Tensor:
     return images_NCHW.view(batch, frames, *images_NCHW.shape[1:]).transpose(1, 2)
 
 
+def by_video(frames: Tensor, batch: int) -> Tensor:
+    """(B·T,…) → (B,T,…), a view."""
+    return frames.view(batch, -1, *frames.shape[1:])
+
+
 def pad_for_conv(x: Tensor, amounts: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
     """Return x, padded with 0 if the convolution cannot do it, and what the convolution is to add on both sides."""
     if all(before == after for before, after in amounts):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.layers.conv3d import pad_amounts, pad_for_conv
+from training.layers.conv3d import by_video, pad_amounts, pad_for_conv
 from training.layers.initial import variance_scaling_
 
 State = dict[str, Tensor]
@@ -73,7 +73,7 @@ class TemporalConv(nn.Module):
             past: state before the first frame; None: zeros.
             present: receives the state after the last frame; None: not wanted.
         """
-        frames_BTHWC = images.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
+        frames_BTHWC = by_video(images.permute(0, 2, 3, 1), batch)
         count = frames_BTHWC.shape[1]
         before = self.kernel - 1 if self.causal else (self.kernel - 1) // 2
         kept = None
@@ -117,7 +117,7 @@ class DepthwiseConv3d(nn.Module):
         self, images: Tensor, batch: int, key: str, past: Mapping[str, Tensor] | None, present: State | None
     ) -> Tensor:
         """Convolve the videos; see `TemporalConv.forward`. The buffer has the size of the input."""
-        video_BCTHW = images.unflatten(0, (batch, -1)).transpose(1, 2)
+        video_BCTHW = by_video(images, batch).transpose(1, 2)
         temporal, side = self.kernel
         half = (temporal - 1) // 2
         amounts = [(0, 0) if self.causal else (half, half)]

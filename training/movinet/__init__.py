@@ -13,15 +13,14 @@ from training.movinet.config import (
     TrainConfig,
 )
 from training.movinet.config_search import FoundConfig, NasStageConfig, ReportConfig, SupernetStageConfig
-from training.movinet.live_cli import app
 from training.movinet.presets import MODELS
-from training.movinet.report_stage import MoViNetReport
+from training.movinet.report.stage import MoViNetReport
 from training.movinet.search_stage import FAMILY, FOUND, SUPERNET, SupernetScorer, SupernetSearch
 from training.movinet.start import start_from_base, start_from_file
 from training.movinet.supernet_system import SupernetSystem
 from training.movinet.system import Ensemble, MoViNetSystem, StreamSystem
 
-__all__ = ["MODELS", "STAGES", "app"]
+__all__ = ["MODELS", "STAGES"]
 
 _SHARED = {"model": "movinet_model", "data": "movinet_data"}
 _RECIPE = {**_SHARED, "fit": "movinet_fit"}
@@ -46,9 +45,11 @@ def _stream(inputs: StageInputs) -> StreamSystem:
 def _trained(inputs: StageInputs, name: str, data: DataConfig) -> MoViNetSystem:
     """Build the system of an upstream with the data block of this stage, and load its weights."""
     folder = inputs.upstream[name]
-    kind = {"movinet_stream": StreamConfig, "movinet_half": HalfConfig}.get(name.split("-")[0], TrainConfig)
+    kinds: dict[str, type[StreamConfig] | type[TrainConfig]]
+    kinds = {"movinet_stream": StreamConfig, "movinet_half": HalfConfig}
+    kind = kinds.get(name.split("-")[0], TrainConfig)
     values = {**read_model_info(folder)["config"], "data": data.model_dump()}
-    config = validate(kind, values, f"config of {folder}")
+    config: StreamConfig | TrainConfig = validate(kind, values, f"config of {folder}")
     build = _stream if kind is StreamConfig else _train
     system: MoViNetSystem = build(StageInputs(config, inputs.classes, upstream={}))
     system.load_state_dict(load_state(folder))

@@ -143,7 +143,8 @@ class SupernetSystem(System):
     @override
     def undecayed(self) -> Iterable[nn.Parameter]:
         assert self.supernet.net.classifier is not None  # it has classes
-        return (self.supernet.net.classifier.weight,)
+        weight = self.supernet.net.classifier.weight
+        return [weight] if isinstance(weight, nn.Parameter) else []
 
     @override
     def cost(self) -> dict[str, CostRow]:

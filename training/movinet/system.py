@@ -94,7 +94,8 @@ class MoViNetSystem(System):
     def undecayed(self) -> Iterable[nn.Parameter]:
         """Weights without L2 beside all scales and biases: the last layer's (§7)."""
         assert self.net.classifier is not None
-        return (self.net.classifier.weight,)
+        weight = self.net.classifier.weight
+        return [weight] if isinstance(weight, nn.Parameter) else []
 
     @override
     def cost(self) -> dict[str, CostRow]:
@@ -162,7 +163,7 @@ class StreamSystem(MoViNetSystem):
         """Return the class probabilities after each frame, (B,T,K) fp32, computed call by call."""
         state = self._start(video_BCTHW)
         answers: list[Tensor] = []
-        for part in video_BCTHW.split(self.eval_subclip, dim=2):
+        for part in torch.split(video_BCTHW, self.eval_subclip, dim=2):
             logits, state = self.net.stream(part, state, "running")
             answers.append(logits.float().softmax(-1))
         return torch.cat(answers, dim=1)
@@ -189,6 +190,7 @@ class Ensemble(System):
         super().__init__()
         self.classes = members[0].classes
         self.members = nn.ModuleList(members)
+        self._nets = tuple(member.net for member in members)
         self._transform = ClipTransform(data.transform)
         self._shape = (3, data.num_frames // 2, data.transform.eval_side, data.transform.eval_side)
 
@@ -203,7 +205,7 @@ class Ensemble(System):
     @override
     def predict_all(self, batch: ClipBatch) -> Prediction:
         apart = self._logits(batch, (0, 1))
-        second = self.members[1].net(batch.video_BCTHW[:, :, 0::2]).float()
+        second = self._nets[1](batch.video_BCTHW[:, :, 0::2]).float()
         arms = {
             "member0": apart[0].softmax(-1),
             "member1": apart[1].softmax(-1),
@@ -215,13 +217,13 @@ class Ensemble(System):
     def _logits(self, batch: ClipBatch, offsets: tuple[int, int]) -> Tensor:
         """Return the logits of both members, (2,B,K) fp32."""
         video = batch.video_BCTHW
-        pairs = zip(self.members, offsets, strict=True)
-        return torch.stack([member.net(video[:, :, offset::2]).float() for member, offset in pairs])
+        pairs = zip(self._nets, offsets, strict=True)
+        return torch.stack([net(video[:, :, offset::2]).float() for net, offset in pairs])
 
     @override
     def cost(self) -> dict[str, CostRow]:
         clip = torch.empty(1, *self._shape, device="meta")
-        single = [count_macs(member.net, clip) / 1e9 for member in self.members]
+        single = [count_macs(net, clip) / 1e9 for net in self._nets]
         channels, frames, height, width = self._shape
         shape = f"{frames}x{channels}x{height}x{width}"
         params = [count_params(member) for member in self.members]

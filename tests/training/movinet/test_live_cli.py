@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from training.movinet.live import Answer
-from training.movinet.live_cli import Printer, app
+from training.movinet.live.cli import Printer, app
+from training.movinet.live.session import Answer
 from training.movinet.stream import open_stream
 
 COUNT = 20

@@ -6,9 +6,9 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from training.core.overlay import COLOUR, OverlayError
-from training.movinet.live import Answer
-from training.movinet.live_overlay import LiveOverlay, draw_answer
-from training.movinet.live_reader import LiveReader
+from training.movinet.live.overlay import LiveOverlay, draw_answer
+from training.movinet.live.reader import LiveReader
+from training.movinet.live.session import Answer
 
 ANSWER = Answer(0.0, 0, ("waving", "walking", "standing"), (0.9, 0.07, 0.03), 0, 1.0, 1.0)
 

@@ -17,7 +17,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from training.core.decode import decode_clip
-from training.movinet.live_reader import LiveError, LiveReader
+from training.movinet.live.reader import LiveError, LiveReader
 
 COUNT = 30
 

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from training.movinet.live import LiveSession, resident_bytes
-from training.movinet.live_reader import LiveError, LiveReader
+from training.movinet.live.reader import LiveError, LiveReader
+from training.movinet.live.session import LiveSession, resident_bytes
 
 COUNT = 30
 

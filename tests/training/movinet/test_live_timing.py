@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from training.movinet.live_timing import WRAP, FrameSelector, Timeline, nearest_frames
+from training.movinet.live.timing import WRAP, FrameSelector, Timeline, nearest_frames
 
 MPEG = Fraction(1, 90_000)
 

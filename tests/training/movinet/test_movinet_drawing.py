@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from training.backbones.movinet_layout import ARCHITECTURES, MoViNetLayout, architecture
-from training.movinet.drawing import LEAST, UNIT, colour_of, draw, kernel_text, legend
+from training.movinet.report.drawing import LEAST, UNIT, colour_of, draw, kernel_text, legend
 
 SMALL = {
     "stem": 8,

@@ -22,11 +22,11 @@ from training.core.gate import mcnemar_exact
 from training.core.metrics import classification_metrics
 from training.core.search_run import write_result
 from training.core.trials import Outcome, Trial
-from training.movinet.findings import analyse
-from training.movinet.records import STAGES, Net, read_results
-from training.movinet.report_paired import compare
-from training.movinet.report_stage import MoViNetReport
-from training.movinet.run_folder import RecordError
+from training.movinet.report.findings import analyse
+from training.movinet.report.paired import compare
+from training.movinet.report.records import STAGES, Net, read_results
+from training.movinet.report.run_folder import RecordError
+from training.movinet.report.stage import MoViNetReport
 
 CLASSES = ("left", "right", "<b>up</b> & down", "still")
 KERNELS = ("1x3x3", "1x5x5", "3x3x3", "5x3x3", "5x1x1")

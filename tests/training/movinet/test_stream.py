@@ -12,8 +12,8 @@ from training.core.checkpoint import load_model
 from training.core.config import ConfigError
 from training.core.serving import VideoClassifier
 from training.core.system import RawBatch
-from training.movinet.live import LiveSession, resident_bytes
-from training.movinet.live_reader import LiveReader
+from training.movinet.live.reader import LiveReader
+from training.movinet.live.session import LiveSession, resident_bytes
 from training.movinet.stream import StreamBatch, open_stream
 
 NEAR = {"atol": 2e-5, "rtol": 0}
@@ -283,7 +283,7 @@ def test_the_process_does_not_grow(folder):
     code = """
 import sys, numpy as np, torch
 from pathlib import Path
-from training.movinet.live import resident_bytes
+from training.movinet.live.session import resident_bytes
 from training.movinet.stream import open_stream
 torch.set_num_threads(1)
 stream, frames = open_stream(Path(sys.argv[1])), np.full((1, 120, 160, 3), 99, np.uint8)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from training.core.config import ConfigError
-from training.movinet.live import Answer
-from training.movinet.timeline import (
+from training.movinet.live.session import Answer
+from training.movinet.live.timeline import (
     MEMORY_POINTS,
     Seen,
     Segment,

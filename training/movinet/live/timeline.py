@@ -19,8 +19,8 @@ import yaml
 from training.core.charts import Frame, number, svg, ticks
 from training.core.config import ConfigError
 from training.core.pages import markup, render_page, write_text
-from training.movinet.live import Answer, Summary
-from training.movinet.live_timing import EXACT_S
+from training.movinet.live.session import Answer, Summary
+from training.movinet.live.timing import EXACT_S
 
 MEMORY_POINTS = 2000
 """Measurements of memory that are kept at most; beyond, two neighbours become their maximum."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from training.core.pages import write_text
-from training.movinet.findings import analyse
-from training.movinet.records import read_results
-from training.movinet.report_page import render
+from training.movinet.report.findings import analyse
+from training.movinet.report.page import render
+from training.movinet.report.records import read_results
 
 
 class MoViNetReport:
@@ -17,7 +17,7 @@ class MoViNetReport:
         config: the stage's config; `bootstrap` (resamples of the intervals) and `seed` (of the resampling) are read,
             2000 and 0 where it has no such fields.
         classes: class names of the data set.
-        results: stage → run folders of its instances, of the stages in `training.movinet.records.STAGES`; stages
+        results: stage → run folders of its instances, of the stages in `training.movinet.report.records.STAGES`; stages
             without instances may be left out.
     """
 

@@ -16,9 +16,9 @@ import typer
 from infra.environment import apply_defaults
 from infra.settings import Settings
 from infra.startup import tame_collector
-from training.movinet.live import Answer, LiveSession, StreamModel, Summary, resident_bytes
-from training.movinet.live_reader import LiveError, LiveReader
-from training.movinet.timeline import Timeline, page_path, read_names, read_segments, run_facts
+from training.movinet.live.reader import LiveError, LiveReader
+from training.movinet.live.session import Answer, LiveSession, StreamModel, Summary, resident_bytes
+from training.movinet.live.timeline import Timeline, page_path, read_names, read_segments, run_facts
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -183,7 +183,7 @@ def stream(
         if overlay is not None:
             from imageio_ffmpeg import get_ffmpeg_exe
 
-            from training.movinet.live_overlay import LiveOverlay
+            from training.movinet.live.overlay import LiveOverlay
 
             writer = LiveOverlay(overlay, settings.ffmpeg or get_ffmpeg_exe())
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from training.core.gate import mcnemar_exact, paired_bootstrap
 from training.core.metrics import wilson_interval
-from training.movinet.records import Net
+from training.movinet.report.records import Net
 
 FEW = 10
 """Clips on which two nets differ; below, a bootstrap interval is too narrow and only the exact test counts."""

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from training.core.gate import holm
-from training.movinet.records import Net, Results
-from training.movinet.report_paired import Comparison, accuracy, compare
-from training.movinet.report_searches import Group, RankCorrelation, groups_of, ranks_of
-from training.movinet.report_stream import Stream, stream_of
-from training.movinet.search_records import UNIFORM
+from training.movinet.report.paired import Comparison, accuracy, compare
+from training.movinet.report.records import Net, Results
+from training.movinet.report.search_records import UNIFORM
+from training.movinet.report.searches import Group, RankCorrelation, groups_of, ranks_of
+from training.movinet.report.streams import Stream, stream_of
 
 EQUAL_COST = 0.05
 """Costs that differ by less count as equal where no search says its tolerance."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from training.backbones.movinet_layout import MoViNetLayout, architecture
 from training.core.evaluate import Predictions
-from training.movinet.run_folder import RecordError, read_json
-from training.movinet.search_records import Search, read_search
+from training.movinet.report.run_folder import RecordError, read_json
+from training.movinet.report.search_records import Search, read_search
 
 Split = Literal["val", "test"]
 

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.core.pages import markup, render_page
-from training.movinet import drawing, search_charts
-from training.movinet.findings import Findings
-from training.movinet.records import Net, Results
-from training.movinet.report_charts import (
+from training.movinet.report import drawing, search_charts
+from training.movinet.report.charts import (
     differences,
     interval,
     legend,
@@ -18,8 +16,10 @@ from training.movinet.report_charts import (
     rank_chart,
     stream_chart,
 )
-from training.movinet.report_paired import Comparison, Share, accuracy, by_class
-from training.movinet.report_searches import FEWEST_NETS, Group
+from training.movinet.report.findings import Findings
+from training.movinet.report.paired import Comparison, Share, accuracy, by_class
+from training.movinet.report.records import Net, Results
+from training.movinet.report.searches import FEWEST_NETS, Group
 
 MOST_DRAWN = 3
 """Found architectures that are drawn beside the hand-made one."""

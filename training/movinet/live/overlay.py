@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.core.overlay import COLOUR, OverlayError, draw_label, output_size
-from training.movinet.live import Answer
-from training.movinet.live_reader import Frame
+from training.movinet.live.reader import Frame
+from training.movinet.live.session import Answer
 
 __all__ = ["LiveOverlay", "draw_answer", "draw_bars"]
 

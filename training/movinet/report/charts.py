@@ -5,11 +5,11 @@ from html import escape
 
 from training.core.charts import Frame, Point, frontier, svg, ticks
 from training.core.charts_compare import CHARACTER, SHAPES, Interval, Mark, forest, scatter, swatch
-from training.movinet.records import Net
-from training.movinet.report_paired import Comparison, accuracy
-from training.movinet.report_searches import RankCorrelation
-from training.movinet.report_stream import Stream
-from training.movinet.search_records import UNIFORM
+from training.movinet.report.paired import Comparison, accuracy
+from training.movinet.report.records import Net
+from training.movinet.report.search_records import UNIFORM
+from training.movinet.report.searches import RankCorrelation
+from training.movinet.report.streams import Stream
 
 QUANTITIES = {"gmac": "GMAC per video", "params": "parameters, millions", "state_bytes": "state of a stream, kB"}
 SCALES = {"gmac": 1.0, "params": 1e-6, "state_bytes": 1e-3}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.backbones.movinet_layout import Layer, MoViNetLayout
-from training.movinet.records import Net, Results
-from training.movinet.report_paired import Share, accuracy
-from training.movinet.search_records import UNIFORM, Candidate, LayerOptions, Search
+from training.movinet.report.paired import Share, accuracy
+from training.movinet.report.records import Net, Results
+from training.movinet.report.search_records import UNIFORM, Candidate, LayerOptions, Search
 
 FEWEST_NETS = 5
 """For a rank correlation."""

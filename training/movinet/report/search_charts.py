@@ -9,10 +9,10 @@ from html import escape
 
 from training.core.charts import Frame, number, svg, ticks
 from training.core.charts_compare import CHARACTER, swatch
-from training.movinet.drawing import kernel_text
-from training.movinet.report_charts import frame_y, percent
-from training.movinet.report_searches import Group, OptionShares
-from training.movinet.search_records import Candidate, Search
+from training.movinet.report.charts import frame_y, percent
+from training.movinet.report.drawing import kernel_text
+from training.movinet.report.search_records import Candidate, Search
+from training.movinet.report.searches import Group, OptionShares
 
 UNITS = {"gmac": "GMAC per video", "params": "parameters", "state_mb": "state, MB", "latency_ms": "ms per video"}
 COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--four)", "var(--bad)", "var(--warn)")

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.core.decode_rungs import DecodeError, video_stream
-from training.movinet.live_timing import Timeline
+from training.movinet.live.timing import Timeline
 
 __all__ = ["Counts", "Frame", "LiveError", "LiveReader"]
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from training.movinet.live_reader import Counts, Frame, LiveReader
-from training.movinet.live_timing import EXACT_S, FrameSelector
+from training.movinet.live.reader import Counts, Frame, LiveReader
+from training.movinet.live.timing import EXACT_S, FrameSelector
 
 __all__ = ["Answer", "LiveSession", "StreamModel", "Summary", "resident_bytes"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from training.backbones.movinet_layout import Layer, MoViNetLayout
-from training.movinet.run_folder import RecordError, get_field, read_json
+from training.movinet.report.run_folder import RecordError, get_field, read_json
 
 UNIFORM = "random"
 """Engine, or control, that draws candidates uniformly: nothing is learned."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.movinet.records import Results, Split
-from training.movinet.report_paired import Comparison, Share, accuracy, compare
+from training.movinet.report.paired import Comparison, Share, accuracy, compare
+from training.movinet.report.records import Results, Split
 
 
 @dataclass(frozen=True, eq=False)
