@@ -218,7 +218,7 @@ def test_sections_of_the_demo_are_the_stages() -> None:
 
 
 def test_each_family_has_a_template_and_a_list_of_data_sets() -> None:
-    from training.core.config import validate
+    from training.core.config import ConfigError, validate
     from training.registry import FAMILIES, all_stages, family_of
 
     lists = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -230,7 +230,13 @@ def test_each_family_has_a_template_and_a_list_of_data_sets() -> None:
         for stage in stages:
             for ref in stage.instances("any", ROOT):
                 values = template[stage.name] | {f: template[s] for f, s in stage.shared.items()}
-                validate(stage.config, values | dict(zip(stage.matrix, ref.items, strict=True)), str(ref))
+                values |= dict(zip(stage.matrix, ref.items, strict=True))
+                if not stage.found:
+                    validate(stage.config, values, str(ref))
+                    continue
+                with pytest.raises(ConfigError) as caught:  # what a search will find is all that is missing
+                    validate(stage.config, values, str(ref))
+                assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == [*stage.found]
 
 
 def test_data_stages_of_the_flow_are_those_of_the_file() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 
 from training.backbones.mobilenetv2 import MobileNetV2
+from training.backbones.movinet import MoViNet
+from training.backbones.movinet_layout import ARCHITECTURES, VARIANTS, architecture, stream_variant
 from training.backbones.resnet import DEPTHS, ResNet
 from training.backbones.resnet3d import ResNet3D
 from training.backbones.resnet3d_layout import BLOCKS, ResNet3DLayout, r3d50_layout, rs_layout, slowonly50_layout
@@ -26,12 +28,44 @@ def _resnet3d(layout: ResNet3DLayout) -> Callable[..., nn.Module]:
     def build(*, num_classes: int | None = None, dropout: float = 0.5, folded: bool = True, **changes: Any) -> ResNet3D:
         return ResNet3D(replace(layout, **changes), num_classes=num_classes, dropout=dropout, folded=folded)
 
+    return _with_fields(build, layout)
+
+
+def _movinet(name: str, variant: str) -> Callable[..., nn.Module]:
+    """Return a constructor whose options are those of `MoViNet`, the fields of its variant, and a width."""
+    base = VARIANTS[variant]
+
+    def build(
+        *,
+        num_classes: int | None = None,
+        width: float = 1.0,
+        dropout: float = 0.2,
+        drop_path: float = 0.2,
+        norm_eps: float = 1e-3,
+        norm_momentum: float = 0.01,
+        **changes: Any,
+    ) -> MoViNet:
+        return MoViNet(
+            architecture(name).scaled(width),
+            replace(base, **changes),
+            num_classes=num_classes,
+            dropout=dropout,
+            drop_path=drop_path,
+            norm_eps=norm_eps,
+            norm_momentum=norm_momentum,
+        )
+
+    return _with_fields(build, base)
+
+
+def _with_fields(build: Callable[..., nn.Module], defaults: Any) -> Callable[..., nn.Module]:
+    """Let a constructor's signature name the fields of a dataclass in the place of `**changes`."""
     own = [parameter for parameter in inspect.signature(build).parameters.values() if parameter.name != "changes"]
-    layouts = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(layout, field.name))
-        for field in fields(layout)
+    more = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(defaults, field.name))
+        for field in fields(defaults)
     ]
-    build.__signature__ = inspect.Signature([*own, *layouts])  # type: ignore[attr-defined]
+    build.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
     return build
 
 
@@ -39,6 +73,8 @@ VIDEO_BACKBONES: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet3d_rs{depth}": _resnet3d(rs_layout(depth)) for depth in BLOCKS},
     "r3d50": _resnet3d(r3d50_layout()),
     "slowonly50": _resnet3d(slowonly50_layout()),
+    **{f"movinet_{name}": _movinet(name, "base") for name in ARCHITECTURES},
+    **{f"movinet_{name}_stream": _movinet(name, stream_variant(name)) for name in ARCHITECTURES},
 }
 """Name → constructor of the networks over videos; part of `BACKBONES`."""
 

@@ -29,6 +29,7 @@ __all__ = [
     "gate_widths",
     "places",
     "plain_round",
+    "stream_variant",
 ]
 
 ConvType = Literal["3d", "2plus1d"]
@@ -213,6 +214,11 @@ VARIANTS: dict[str, Variant] = {
     "stream_positional": replace(STREAM, positional=True),
 }
 """Name → variant. Published streams are `stream` for A0 to A2 and `stream_positional` for A3 to A5."""
+
+
+def stream_variant(name: str) -> str:
+    """Return the variant of an architecture's published stream net."""
+    return "stream_positional" if name in ("a3", "a4", "a5") else "stream"
 
 
 def _table(stem: int, project: int, blocks: str, head: int = 2048) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from training.backbones.movinet_cost import conv_macs, num_parameters, state_elements
-from training.backbones.movinet_layout import ARCHITECTURES, VARIANTS, architecture
+from training.backbones.movinet_layout import ARCHITECTURES, VARIANTS, architecture, stream_variant
 from training.core.cost import CostError, resolve_overrides
 from training.core.system import CostRow
 
@@ -55,8 +55,5 @@ def _builder(name: str, variant: str) -> Callable[[dict[str, str]], CostRow]:
 
 MODELS: dict[str, Callable[[dict[str, str]], CostRow]] = {
     **{f"movinet_{name}": _builder(name, "base") for name in ARCHITECTURES},
-    **{
-        f"movinet_{name}_stream": _builder(name, "stream_positional" if name in ("a3", "a4", "a5") else "stream")
-        for name in ARCHITECTURES
-    },
+    **{f"movinet_{name}_stream": _builder(name, stream_variant(name)) for name in ARCHITECTURES},
 }
