@@ -9,7 +9,7 @@ from torch import Tensor
 from training.backbones.movinet import MoViNet
 from training.backbones.movinet_weights import TRAINING_STATE, from_pytorch_port, from_tensorflow, transferable
 from training.core.config import WeightsFile
-from training.core.weights import load_published, load_weights
+from training.core.weights import WeightError, load_published, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +24,12 @@ def start_from_base(net: MoViNet, base: Mapping[str, Tensor]) -> None:
         base: state of the base net's system, names `net.…`.
 
     Raises:
-        WeightError: nothing fits: the nets are of different architectures.
+        WeightError: the nets are of different architectures.
     """
     shared = transferable({name.removeprefix("net."): tensor for name, tensor in base.items()}, net)
     report = load_weights(net, shared, strict=False)
+    if strange := [name for name in report.missing if ".depthwise." not in name and ".gate." not in name]:
+        raise WeightError(f"the base net is of another architecture: it has no {strange[0]!r} of this shape")
     new = sorted({".".join(name.split(".")[:4]) for name in report.missing})
     log.info("start from the base net: %d tensors taken over; trained anew: %s", len(report.matched), ", ".join(new))
 
