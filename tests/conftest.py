@@ -26,6 +26,7 @@ HEAVY = {
     "tests/e2e": True,
     "tests/training/core/test_ray.py": True,
     "tests/training/resnet_rs/test_scaling_claims.py": False,
+    "tests/training/movinet/test_search_claims.py": False,
     "tests/flows/test_deployment.py": True,
     "tests/flows": True,
     "tests/training/core/registry": True,

@@ -204,6 +204,8 @@ class MoViNet(nn.Module):
         return state
 
     def _features(self, video_BCTHW: Tensor, count_B: Tensor, past: Past, present: State | None) -> Tensor:
+        if video_BCTHW.dim() != 5 or video_BCTHW.shape[1] != 3 or video_BCTHW.shape[2] < 1:
+            raise ValueError(f"MoViNet takes videos (N,3,T,H,W) of one frame or more, got {tuple(video_BCTHW.shape)}")
         batch = video_BCTHW.shape[0]
         images: Tensor = self.stem(fold_frames(video_BCTHW))
         for block in self.blocks:

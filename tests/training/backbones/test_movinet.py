@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from training.backbones import build_backbone
 from training.backbones.movinet import COUNT, HEAD, MoViNet, StreamStep
 from training.backbones.movinet_layers import Bottleneck, Skip, activate, gate_value
 from training.backbones.movinet_layout import BASE, STREAM, Place, Variant, architecture
@@ -490,3 +492,20 @@ def test_supernet_options():
     stream = draw(MoViNet(TINY, STREAM, kernels=kernels))
     with pytest.raises(ValueError, match="mixture of kernels cannot stream"):
         stream.stream(video(1, (32, 32), 1).float(), stream.initial_state(1, (32, 32)))
+
+
+def test_by_name_for_other_systems():
+    with torch.device("meta"):
+        net = build_backbone("movinet_a0_stream", num_classes=7, width=0.5, gate="hard_sigmoid_keras")
+        assert net.layout == architecture("a0").scaled(0.5)
+        assert net.variant == replace(STREAM, gate="hard_sigmoid_keras")
+        assert build_backbone("movinet_a3_stream").variant.positional
+        assert not build_backbone("movinet_a3").variant.causal
+    with pytest.raises(ValueError, match=r"has no option depth; it has: num_classes, .*causal"):
+        build_backbone("movinet_a0", depth=50)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 8, 32, 32), (2, 3, 0, 32, 32)])
+def test_other_inputs_are_refused(shape):
+    with pytest.raises(ValueError, match=r"takes videos \(N,3,T,H,W\) of one frame or more, got \(2, "):
+        MoViNet(architecture("a0").scaled(0.25), BASE, num_classes=3)(torch.zeros(shape))
