@@ -94,7 +94,7 @@ class SupernetScorer:
     Decoded clips stay in memory, at the size of the input.
 
     Raises:
-        ConfigError: fewer clips than the config asks for.
+        ConfigError: a supernet of another space, or hardly any training clips.
     """
 
     def __init__(self, inputs: ScoreInputs) -> None:
@@ -108,8 +108,8 @@ class SupernetScorer:
         self._system = system.to(inputs.device).eval()
         self._frames = trained.data.num_frames
         self._device = torch.device(inputs.device)
-        self._calibration = self._clips(inputs, trained, "train", config.calibration_clips)
-        self._scored = self._clips(inputs, trained, "val", config.score_clips)
+        self._calibration = self._calibration_clips(inputs, trained, config.calibration_clips)
+        self._scored = self._scored_clips(inputs, trained, config.score_clips)
 
     def score(self, trial: Trial) -> Mapping[str, float]:
         """Return the metrics of a candidate on the validation split."""
@@ -117,25 +117,47 @@ class SupernetScorer:
         calibration, scored = self._on_device(self._calibration), self._on_device(self._scored)
         return score_child(self._system.supernet, genotype, calibration, scored, num_frames=self._frames)
 
-    def _clips(
-        self, inputs: ScoreInputs, trained: SupernetStageConfig, split: str, count: int | None
-    ) -> list[ClipBatch]:
-        """Decode and transform the first clips of a split, as evaluation sees them."""
-        loader = open_loader(inputs.shards, trained.data, split=split, train=False, seed=0)
+    def _calibration_clips(self, inputs: ScoreInputs, trained: SupernetStageConfig, count: int) -> list[ClipBatch]:
+        """Decode training clips in a training's order: the listing's would give clips of one class."""
+        loader = open_loader(inputs.shards, trained.data, split="train", train=True, seed=inputs.config.seed)
         batches, clips = [], 0
         try:
-            for raw in loader:
+            for raw in loader:  # endless
                 batches.append(self._system.prepare(raw, train=False))
-                clips += int(raw.valid_B.sum())
-                if count is not None and clips >= count:
+                clips += len(raw.key)
+                if clips >= min(count, loader.num_listed):
                     break
         finally:
             loader.close()
-        if split == "train" and clips < 2:
+        if clips < 2:
             raise ConfigError(f"{inputs.shards}: batch norm needs at least two training clips, there are {clips}")
+        return batches
+
+    def _scored_clips(self, inputs: ScoreInputs, trained: SupernetStageConfig, count: int | None) -> list[ClipBatch]:
+        """Decode the validation clips, or as many of them, evenly spaced in the listing."""
+        loader = open_loader(inputs.shards, trained.data, split="val", train=False, seed=0)
+        total = loader.num_listed
+        kept = set(range(total)) if count is None else {i * total // count for i in range(min(count, total))}
+        batches, place = [], 0
+        try:
+            for raw in loader:
+                batch = self._system.prepare(raw, train=False)
+                rows = [row for row in range(len(raw.key)) if place + row in kept]
+                place += len(raw.key)
+                if rows:
+                    batches.append(_rows(batch, rows))
+        finally:
+            loader.close()
         return batches
 
     def _on_device(self, batches: list[ClipBatch]) -> Iterator[ClipBatch]:
         for batch in batches:
             tensors = {k: v.to(self._device, non_blocking=True) for k, v in vars(batch).items() if k != "key"}
             yield ClipBatch(**tensors, key=batch.key)
+
+
+def _rows(batch: ClipBatch, rows: list[int]) -> ClipBatch:
+    """Return some clips of a batch."""
+    index = torch.tensor(rows)
+    tensors = {name: value[index] for name, value in vars(batch).items() if name != "key"}
+    return ClipBatch(**tensors, key=tuple(batch.key[row] for row in rows))

@@ -82,6 +82,17 @@ def test_the_untrained_control_does_not_see_the_weights(supernet: Path, tiny_sha
     assert dict(scorer_of(supernet, tiny_shards, control="untrained").score(trial)) == untrained
 
 
+def test_clips_are_of_all_classes(supernet: Path, tiny_shards: Path) -> None:
+    """In the order of the listing the first clips would be of one class, and the statistics with them."""
+    scorer = scorer_of(supernet, tiny_shards, score_clips=5, calibration_clips=18)
+    for batches in (scorer._calibration, scorer._scored):
+        assert len({int(label) for batch in batches for label in batch.label_B}) == 3
+    keys = [key for batch in scorer._scored for key in batch.key]
+    assert len(keys) == len(set(keys)) == 5
+    everything = scorer_of(supernet, tiny_shards)._scored
+    assert sum(len(batch.key) for batch in everything) == 10
+
+
 def test_fewer_clips_score_differently(supernet: Path, tiny_shards: Path) -> None:
     trial = search_of(supernet).ask()
     assert trial is not None
