@@ -142,7 +142,7 @@ class SupernetScorer:
         try:
             for raw in loader:
                 batch = self._system.prepare(raw, train=False)
-                rows = [row for row in range(len(raw.key)) if place + row in kept]
+                rows = [row for row, valid in enumerate(raw.valid_B.tolist()) if valid and place + row in kept]
                 place += len(raw.key)
                 if rows:
                     batches.append(_rows(batch, rows))

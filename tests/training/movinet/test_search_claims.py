@@ -1,0 +1,146 @@
+"""What the search is for, in small: it picks temporal kernels where time decides, and not where it does not.
+
+Real encoded videos of two controlled tasks through shards and loader; one supernet each, then searches with a fixed
+budget, five seeds, against the same searches with shuffled rewards.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_specs.schema import ClipRecord
+from tasks.ops.controlled import ControlledConfig, class_names
+from tasks.ops.controlled_files import write_task
+from training.backbones.movinet_layout import VARIANTS
+from training.core.checkpoint import save_model
+from training.core.config import validate
+from training.core.data import open_loader
+from training.core.loop import fit
+from training.core.stage import ScoreInputs, StageInputs
+from training.core.trials import Outcome
+from training.movinet.config_search import NasStageConfig, SupernetStageConfig
+from training.movinet.search_stage import SUPERNET, SupernetScorer, SupernetSearch
+from training.movinet.space import Space, SpaceConfig
+from training.movinet.supernet_system import SupernetSystem
+from training.movinet.target import CostModel
+
+FRAMES, STEPS, CANDIDATES, SEEDS = 16, 160, 30, 5
+
+SPACE: dict[str, Any] = {
+    "stem": 8, "widths": [16, 32], "strides": [2, 2], "project": 32, "head": 32, "multipliers": [1.0],
+    "kernels": ["1x3x3", "3x3x3"], "expansions": [2.0, 3.0], "expansion_of": "reference", "gates": [True],
+    "min_layers": [2, 2], "max_layers": [2, 2],
+}  # fmt: skip
+DATA: dict[str, Any] = {
+    "num_frames": FRAMES, "sampling": "dense", "stride": 1, "batch_size": 16, "decoder": "pyav",
+    "transform": {"size": 32, "train_crop": "center", "eval_short_side": 32, "flip": False, "normalise": "symmetric"},
+}  # fmt: skip
+FIT: dict[str, Any] = {
+    "steps": STEPS, "seed": 0, "clip_grad_norm": 5.0, "ema_decay": None, "precision": "fp32", "eval_every": 0,
+    "keep": "last",
+    "optim": {
+        "name": "adamw", "lr": {"main": 0.01}, "weight_decay": 0.01, "decay": "kernels", "schedule": "cosine",
+        "warmup_steps": 10,
+    },
+}  # fmt: skip
+
+
+def shards_of(task: Any, folder: Path, write_set: Callable[..., Path]) -> Path:
+    """Make the task's videos and pack them."""
+    config = ControlledConfig(
+        task=task, seed=0, num_train=240, num_val=120, num_test=8, size=64, num_frames=FRAMES, fps=8, noise=4.0
+    )
+    write_task(folder / "videos", config)
+    classes = class_names(task)
+    splits: dict[str, list[Any]] = {}
+    for path in sorted((folder / "videos").rglob("*.mp4")):
+        split, name = path.parts[-3:-1]
+        record = ClipRecord(
+            key=f"{split}-{name}-{path.stem}", source=path.name, part="main", split=split, group=path.stem,
+            label=classes.index(name), num_frames=FRAMES, fps=8.0, width=64, height=64, duration_s=FRAMES / 8,
+            has_audio=False,
+        )  # fmt: skip
+        splits.setdefault(split, []).append((record, {"mp4": path.read_bytes()}))
+    return write_set(folder / "shards", splits, per_shard=200, classes=classes)
+
+
+def train_supernet(shards: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """Train a supernet and save it as its stage does."""
+    values = {
+        "space": SPACE, "variant": "base_2plus1d", "dropout": 0.0, "drop_path": 0.0, "norm_eps": 1e-3,
+        "norm_momentum": 0.1, "label_smoothing": 0.0, "warmup": 0.0, "sandwich": False, "near": None, "data": DATA,
+        "fit": FIT,
+    }  # fmt: skip
+    config = validate(SupernetStageConfig, values, "supernet")
+    torch.manual_seed(config.fit.seed)
+    loader = open_loader(shards, config.data, split="train", train=True, seed=config.fit.seed)
+    system = SupernetSystem(config, config.data, loader.classes)
+    try:
+        report = fit(system, loader, config.fit, device=torch.device("cpu"))
+    finally:
+        loader.close()
+    save_model(
+        folder, report.weights, stage=SUPERNET, dataset="claims", config=config.model_dump(mode="json"),
+        classes=system.classes, decoder="pyav",
+    )  # fmt: skip
+    return folder, system.classes
+
+
+def search_config(engine: str, control: str, seed: int, gmac: float) -> NasStageConfig:
+    values = {
+        "engine": engine, "control": control, "seed": seed, "space": SPACE, "data": DATA, "stopping": None,
+        "target": {"kind": "gmac", "value": gmac, "tolerance": 0.5}, "reward": {"kind": "quality", "beta": 0.0},
+        "candidates": CANDIDATES, "calibration_clips": 48, "score_clips": None, "family": [],
+        "engines": {
+            "evolution": {"population": 10, "tournament": 4}, "random": {},
+            "reinforce": {"lr": 0.1, "schedule": "constant", "delay": 0.0, "baseline": 0.95, "entropy": 0.0},
+        },
+    }  # fmt: skip
+    return validate(NasStageConfig, values, "search")
+
+
+def temporal_layers(supernet: Path, shards: Path, classes: tuple[str, ...], control: str) -> tuple[int, int]:
+    """Run the searches; return how many of the found layers are temporal, and how many there are."""
+    space = Space(SpaceConfig(**SPACE))
+    model = CostModel(VARIANTS["base_2plus1d"], FRAMES, 32, len(classes))
+    costs = sorted(model.of(space.layout(space.sample(random.Random(seed))), "gmac") for seed in range(100))
+    scorer: SupernetScorer | None = None
+    known: dict[str, dict[str, float]] = {}
+    temporal = total = 0
+    for seed in range(SEEDS):
+        config = search_config("evolution", control, seed, costs[50])  # the window holds nearly all members
+        search = SupernetSearch(StageInputs(config, classes, {SUPERNET: supernet}))
+        if scorer is None:
+            scorer = SupernetScorer(ScoreInputs(config, classes, {SUPERNET: supernet}, shards, shards, "cpu", False))
+        while (trial := search.ask()) is not None:
+            name = str(trial.config["architecture"])
+            if name not in known:
+                known[name] = dict(scorer.score(trial))
+            search.tell(Outcome(trial, "finished", 0, known[name]["val/top1"], known[name], []))
+        found = search.found()
+        assert found is not None
+        layers = " ".join(block["layers"] for block in found.architecture["blocks"]).split()
+        temporal += sum(layer.startswith("3x") for layer in layers)
+        total += len(layers)
+    return temporal, total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["speed", "static"])
+def test_temporal_kernels_are_found_where_time_decides(
+    task: str, shard_writer: Callable[..., Path], tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)  # beside another test, two threads would wait for each other
+    shards = shards_of(task, tmp_path, shard_writer)
+    supernet, classes = train_supernet(shards, tmp_path / "model")
+    found, total = temporal_layers(supernet, shards, classes, "none")
+    control, same = temporal_layers(supernet, shards, classes, "shuffled")
+    assert total == same == 4 * SEEDS
+    if task == "speed":
+        assert found >= control + 5, (found, control, total)
+    else:
+        assert abs(found - control) <= 4, (found, control, total)
