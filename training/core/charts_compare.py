@@ -82,13 +82,17 @@ def scatter(
     rows = _rule_rows(rules, min(places), span, width)
     # Below the names of the rules there is room for the label of a mark at the upper edge.
     top = 26 + 16 * (max(rows, default=-1) + 1) + (14 if rules else 0)
+    # Where marks lie at the upper edge (100 %), their labels are stacked above it.
+    upper, lower = min(1.0, max(ends) + 1.6 * pad), max(0.0, min(ends) - pad)
+    crowd = sum(bool(mark.label) and mark.y > upper - 0.06 * (upper - lower) for mark in marks)
+    top += 15 * min(crowd, 6)
     frame = Frame(
         width,
-        height,
+        height + 15 * min(crowd, 6),
         min(places) / span**0.06,
         max(places) * span**0.06,
-        max(0.0, min(ends) - pad),
-        min(1.0, max(ends) + 1.6 * pad),
+        lower,
+        upper,
         log_x=True,
         left=56,
         top=top,
@@ -99,7 +103,7 @@ def scatter(
     parts.append(f'<text class="axis" x="{frame.left}" y="12">{escape(y_label)}</text>')
     for (x, name), row in zip(rules, rows, strict=True):
         px, text = frame.px(x), 36 + 16 * row
-        parts.append(f'<line class="rule" x1="{px:.1f}" x2="{px:.1f}" y1="{text + 4}" y2="{height - frame.bottom}"/>')
+        parts.append(f'<line class="rule" x1="{px:.1f}" x2="{px:.1f}" y1="{text + 4}" y2="{frame.height - frame.bottom}"/>')
         parts.append(f'<text class="tick" x="{px:.1f}" y="{text}" text-anchor="middle">{escape(name)}</text>')
     steps: list[str] = []
     for i, (x, y) in enumerate(line):
@@ -121,7 +125,7 @@ def scatter(
     taken: list[tuple[float, float, float]] = []
     for mark in sorted((m for m in marks if m.label), key=lambda m: (m.x, m.y)):
         parts.append(_upper_left(mark, frame, taken))
-    return svg(width, height, parts, f"{y_label} against {x_label}")
+    return svg(width, frame.height, parts, f"{y_label} against {x_label}")
 
 
 def palette(count: int) -> list[str]:
