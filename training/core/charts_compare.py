@@ -103,7 +103,8 @@ def scatter(
     parts.append(f'<text class="axis" x="{frame.left}" y="12">{escape(y_label)}</text>')
     for (x, name), row in zip(rules, rows, strict=True):
         px, text = frame.px(x), 36 + 16 * row
-        parts.append(f'<line class="rule" x1="{px:.1f}" x2="{px:.1f}" y1="{text + 4}" y2="{frame.height - frame.bottom}"/>')
+        base = frame.height - frame.bottom
+        parts.append(f'<line class="rule" x1="{px:.1f}" x2="{px:.1f}" y1="{text + 4}" y2="{base}"/>')
         parts.append(f'<text class="tick" x="{px:.1f}" y="{text}" text-anchor="middle">{escape(name)}</text>')
     steps: list[str] = []
     for i, (x, y) in enumerate(line):

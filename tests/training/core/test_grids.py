@@ -30,7 +30,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def write_lists(root: Path, adafocus: list[str], resnet_rs: list[str], **axes: list[float]) -> None:
-    lists = {"datasets": ["a", "b"], "adafocus": adafocus, "resnet_rs": resnet_rs, "resnet_rs_grid": axes}
+    # What other systems run on, and their axes, have to be there too.
+    lists = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"movinet": []}
+    lists |= {"datasets": ["a", "b"], "adafocus": adafocus, "resnet_rs": resnet_rs, "resnet_rs_grid": axes}
     (root / "params.yaml").write_text(yaml.safe_dump(lists))
 
 

@@ -104,7 +104,7 @@ def search_config(engine: str, control: str, seed: int, gmac: float) -> NasStage
 
 
 def temporal_shares(supernet: Path, shards: Path, classes: tuple[str, ...], control: str) -> tuple[float, float]:
-    """Run the searches; return the share of temporal layers in what was found, and in the last quarter of candidates."""
+    """Run the searches; return the share of temporal layers in what was found, and in the last candidates."""
     space = Space(SpaceConfig(**SPACE))
     model = CostModel(VARIANTS["base_2plus1d"], FRAMES, 32, len(classes))
     costs = sorted(model.of(space.layout(space.sample(random.Random(seed))), "gmac") for seed in range(100))
