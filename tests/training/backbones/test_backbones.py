@@ -157,7 +157,10 @@ def test_mobilenet_size_and_cost():
     assert count_macs(net, torch.empty(1, 3, 224, 224)) / 1e9 == pytest.approx(0.2995, abs=5e-5)
 
 
-DEEP = tuple(f"resnet3d_rs{depth}" for depth in (152, 200, 270, 300, 350))
+DEEP = (
+    *(f"resnet3d_rs{depth}" for depth in (152, 200, 270, 300, 350)),
+    *(f"movinet_a{size}{kind}" for size in (1, 2, 3, 4, 5) for kind in ("", "_stream")),
+)
 
 
 @pytest.mark.parametrize(
