@@ -21,7 +21,7 @@ from training.core.config import validate
 from training.core.data import open_loader
 from training.core.loop import fit
 from training.core.stage import ScoreInputs, StageInputs
-from training.core.trials import Outcome
+from training.core.trials import Outcome, Trial
 from training.movinet.config_search import NasStageConfig, SupernetStageConfig
 from training.movinet.search_stage import SUPERNET, SupernetScorer, SupernetSearch
 from training.movinet.space import Space, SpaceConfig
@@ -103,25 +103,36 @@ def search_config(engine: str, control: str, seed: int, gmac: float) -> NasStage
     return validate(NasStageConfig, values, "search")
 
 
-def temporal_shares(supernet: Path, shards: Path, classes: tuple[str, ...], control: str) -> tuple[float, float]:
+class Remembered:
+    """Scores each architecture once, for all searches: the same supernet and the same clips give the same score."""
+
+    def __init__(self, supernet: Path, shards: Path, classes: tuple[str, ...]) -> None:
+        config = search_config("evolution", "none", 0, 1.0)
+        inputs = ScoreInputs(config, classes, {SUPERNET: supernet}, shards, shards, "cpu", False)
+        self._scorer = SupernetScorer(inputs)
+        self._known: dict[str, dict[str, float]] = {}
+
+    def score(self, trial: Trial) -> dict[str, float]:
+        name = str(trial.config["architecture"])
+        if name not in self._known:
+            self._known[name] = dict(self._scorer.score(trial))
+        return self._known[name]
+
+
+def temporal_shares(supernet: Path, scorer: Remembered, classes: tuple[str, ...], control: str) -> tuple[float, float]:
     """Run the searches; return the share of temporal layers in what was found, and in the last candidates."""
     space = Space(SpaceConfig(**SPACE))
     model = CostModel(VARIANTS["base_2plus1d"], FRAMES, 32, len(classes))
     costs = sorted(model.of(space.layout(space.sample(random.Random(seed))), "gmac") for seed in range(100))
-    config = search_config("evolution", control, 0, costs[50])  # the window holds nearly all members
-    scorer = SupernetScorer(ScoreInputs(config, classes, {SUPERNET: supernet}, shards, shards, "cpu", False))
-    known: dict[str, dict[str, float]] = {}
     found, last = [], []
     for seed in range(SEEDS):
-        config = search_config("evolution", control, seed, costs[50])
+        config = search_config("evolution", control, seed, costs[50])  # the window holds nearly all members
         search = SupernetSearch(StageInputs(config, classes, {SUPERNET: supernet}))
         asked = []
         while (trial := search.ask()) is not None:
             asked.append(trial.config["architecture"])
-            name = str(asked[-1])
-            if name not in known:
-                known[name] = dict(scorer.score(trial))
-            search.tell(Outcome(trial, "finished", 0, known[name]["val/top1"], known[name], []))
+            metrics = scorer.score(trial)
+            search.tell(Outcome(trial, "finished", 0, metrics["val/top1"], metrics, []))
         assert len(asked) == CANDIDATES
         result = search.found()
         assert result is not None
@@ -143,8 +154,9 @@ def test_temporal_kernels_are_found_where_time_decides(
     torch.set_num_threads(1)  # beside another test, two threads would wait for each other
     shards = shards_of(task, tmp_path, shard_writer)
     supernet, classes = train_supernet(shards, tmp_path / "model")
-    found, last = temporal_shares(supernet, shards, classes, "none")
-    found_by_chance, last_by_chance = temporal_shares(supernet, shards, classes, "shuffled")
+    scorer = Remembered(supernet, shards, classes)
+    found, last = temporal_shares(supernet, scorer, classes, "none")
+    found_by_chance, last_by_chance = temporal_shares(supernet, scorer, classes, "shuffled")
     if task == "speed":
         assert last > last_by_chance + 0.2, (found, last, found_by_chance, last_by_chance)
         assert found > found_by_chance + 0.2, (found, last, found_by_chance, last_by_chance)
