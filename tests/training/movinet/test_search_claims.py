@@ -94,7 +94,7 @@ def search_config(engine: str, control: str, seed: int, gmac: float) -> NasStage
     values = {
         "engine": engine, "control": control, "seed": seed, "space": SPACE, "data": DATA, "stopping": None,
         "target": {"kind": "gmac", "value": gmac, "tolerance": 0.5}, "reward": {"kind": "quality", "beta": 0.0},
-        "candidates": CANDIDATES, "calibration_clips": 48, "score_clips": None, "family": [],
+        "candidates": CANDIDATES, "calibration_clips": 32, "score_clips": 60, "family": [],
         "engines": {
             "evolution": {"population": 10, "tournament": 4}, "random": {},
             "reinforce": {"lr": 0.1, "schedule": "constant", "delay": 0.0, "baseline": 0.95, "entropy": 0.0},
