@@ -5,8 +5,9 @@ Names and shapes of the state dict are those of torchvision's model, so its weig
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training.layers.same_conv import SameConv2d
 
 Padding = Literal["torch", "tf_same"]
 
@@ -20,24 +21,6 @@ BLOCKS: tuple[tuple[int, int, int, int], ...] = (
     (6, 320, 1, 1),
 )
 """Expansion, output channels, repetitions, stride of the first."""
-
-
-class SameConv2d(nn.Conv2d):
-    """Convolution padded as TensorFlow's SAME: the odd pixel of padding goes to the bottom and right.
-
-    Differs from symmetric padding only where the stride is above 1: on an even input a 3×3 kernel with
-    stride 2 is centred on odd pixels instead of even ones, so weights trained one way do not fit the other.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N,C,H,W) → (N,out_channels,⌈H/stride⌉,⌈W/stride⌉)."""
-        pads: list[int] = []
-        for axis in (1, 0):  # F.pad starts with the last dimension.
-            size, kernel, stride = input.shape[2 + axis], self.kernel_size[axis], self.stride[axis]
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads += [total // 2, total - total // 2]
-        padded = F.pad(input, pads)
-        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _conv_norm(

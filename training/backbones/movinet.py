@@ -19,7 +19,7 @@ from training.backbones.movinet_layers import Bottleneck, ConvNorm, Past, activa
 from training.backbones.movinet_layout import MoViNetLayout, Variant, places
 from training.layers.conv3d import by_video, fold_frames
 from training.layers.initial import truncated_normal_, variance_scaling_
-from training.layers.streaming import SameConv2d, State, running_mean
+from training.layers.streaming import FrameConv, State, running_mean
 
 __all__ = ["Answers", "MoViNet", "StreamStep"]
 
@@ -62,7 +62,7 @@ class MoViNet(nn.Module):
         super().__init__()
         self.layout, self.variant, self.dropout = layout, variant, dropout
         norm = partial(nn.BatchNorm2d, eps=norm_eps, momentum=norm_momentum)
-        self.stem = ConvNorm(SameConv2d(3, layout.stem, 3, 2), layout.stem, norm, variant.activation)
+        self.stem = ConvNorm(FrameConv(3, layout.stem, 3, 2), layout.stem, norm, variant.activation)
         self.places = places(layout)
         layers = []
         for number, place in enumerate(self.places, start=1):
@@ -81,7 +81,7 @@ class MoViNet(nn.Module):
             self.blocks.append(nn.ModuleList(layers[: len(block.layers)]))
             layers = layers[len(block.layers) :]
         self.project = ConvNorm(
-            SameConv2d(layout.blocks[-1].width, layout.project, 1), layout.project, norm, variant.activation
+            FrameConv(layout.blocks[-1].width, layout.project, 1), layout.project, norm, variant.activation
         )
         self.out_channels = layout.project
         self.dense = self.classifier = None

@@ -15,7 +15,7 @@ from training.layers.drop_path import DropPath
 from training.layers.initial import variance_scaling_
 from training.layers.streaming import (
     DepthwiseConv3d,
-    SameConv2d,
+    FrameConv,
     State,
     TemporalConv,
     positional_encoding,
@@ -77,7 +77,7 @@ class Depthwise(nn.Module):
         self.spatial: ConvNorm | None = None
         self.temporal: nn.Module | None = None
         if temporal == 1 or variant.conv == "2plus1d":
-            conv = SameConv2d(channels, channels, side, stride, groups=channels)
+            conv = FrameConv(channels, channels, side, stride, groups=channels)
             self.spatial = ConvNorm(conv, channels, norm, variant.activation)
         if temporal > 1:
             self.temporal = (
@@ -168,7 +168,7 @@ class Skip(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.stride = stride
-        self.conv, self.norm = SameConv2d(in_channels, out_channels, 1), norm(out_channels)
+        self.conv, self.norm = FrameConv(in_channels, out_channels, 1), norm(out_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N,C,H,W) → (N,out_channels,⌈H/stride⌉,⌈W/stride⌉)."""
@@ -204,14 +204,14 @@ class Bottleneck(nn.Module):
         super().__init__()
         width, layer = place.layer.expand, place.layer
         self.name = place.name
-        self.expand = ConvNorm(SameConv2d(place.in_channels, width, 1), width, norm, variant.activation)
+        self.expand = ConvNorm(FrameConv(place.in_channels, width, 1), width, norm, variant.activation)
         self.depthwise = (
             Depthwise(width, layer.kernel, place.stride, variant, norm)
             if kernels is None
             else MixedDepthwise(width, kernels, place.stride, variant, norm)
         )
         self.gate = SqueezeExcite(width, variant) if layer.gate and variant.squeeze != "none" else None
-        self.project = ConvNorm(SameConv2d(width, place.out_channels, 1), place.out_channels, norm, None)
+        self.project = ConvNorm(FrameConv(width, place.out_channels, 1), place.out_channels, norm, None)
         self.scale = nn.Parameter(torch.zeros(()))
         self.drop_path = DropPath(drop_rate)
         projects = place.projects_skip if project_skip is None else project_skip

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from training.layers.conv3d import by_video, pad_amounts, pad_for_conv
 from training.layers.initial import variance_scaling_
+from training.layers.same_conv import SameConv2d
 
 State = dict[str, Tensor]
 """What a stream carries: name → tensor with the videos along the first axis. See `select`, `join`, `state_bytes`."""
 
 
-class SameConv2d(nn.Conv2d):
-    """2-D convolution without bias and with TensorFlow's "same" padding: output side ⌈side/stride⌉, odd place last."""
+class FrameConv(SameConv2d):
+    """Convolution of frames, without bias, initialised as Keras' HeNormal."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, groups: int = 1
@@ -28,7 +29,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, groups=groups, bias=False)
 
     def reset_parameters(self) -> None:
-        """Initialise as Keras' HeNormal (called by the constructor)."""
+        """Initialise the weight (called by the constructor)."""
         variance_scaling_(self.weight, 2.0)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -37,12 +38,7 @@ class SameConv2d(nn.Conv2d):
             # A matrix product of what lies in memory as (N,H,W,C): cuDNN plans anew for every shape, which costs a
             # supernet, whose shapes differ each step, more than the arithmetic.
             return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
-        amounts = [
-            pad_amounts(size, kernel, stride, "same")
-            for size, kernel, stride in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
-        ]
-        padded, padding = pad_for_conv(input, amounts)
-        return F.conv2d(padded, self.weight, None, self.stride, padding, groups=self.groups)
+        return super().forward(input)
 
 
 class TemporalConv(nn.Module):

@@ -21,7 +21,7 @@ from training.backbones.movinet_layers import ConvNorm, Depthwise, Skip, Squeeze
 from training.backbones.movinet_layout import Layer, MoViNetLayout, Place, Variant, places
 from training.core.config import ConfigError
 from training.core.cost import latency_ms
-from training.layers.streaming import SameConv2d
+from training.layers.streaming import FrameConv
 from training.movinet.space import Space
 from training.movinet.target import CostModel
 
@@ -256,4 +256,4 @@ def _module(operation: Operation, model: CostModel) -> nn.Module:
     if operation.kind == "head":
         return _Head(before, after, model.num_classes)
     activation = None if operation.kind == "project" else variant.activation
-    return ConvNorm(SameConv2d(before, after, operation.kernel[1], operation.stride), after, norm, activation)
+    return ConvNorm(FrameConv(before, after, operation.kernel[1], operation.stride), after, norm, activation)

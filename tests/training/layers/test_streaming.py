@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from training.layers.streaming import (
     DepthwiseConv3d,
-    SameConv2d,
+    FrameConv,
     TemporalConv,
     detached,
     join,
@@ -65,14 +65,14 @@ def unfolded(images, batch):
 @pytest.mark.parametrize("size", [(6, 6), (7, 7), (5, 8)])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2), (1, 1), (1, 2)])
 def test_spatial_convolution_pads_as_tensorflow(size, kernel, stride):
-    conv = SameConv2d(3, 3, kernel, stride, groups=3).double()
+    conv = FrameConv(3, 3, kernel, stride, groups=3).double()
     image = rand(1, 3, *size)
     expected = loop_conv3d(image.transpose(0, 1).numpy(), conv.weight.detach()[:, :, None].numpy(), stride, 0)
     torch.testing.assert_close(conv(image)[0], torch.tensor(expected)[:, 0])
 
 
 def test_even_sides_and_stride_2_differ_from_symmetric_padding():
-    conv = SameConv2d(2, 2, 3, 2, groups=2).double()
+    conv = FrameConv(2, 2, 3, 2, groups=2).double()
     for side, equal in ((7, True), (6, False)):
         image = rand(1, 2, side, side)
         symmetric = torch.nn.functional.conv2d(image, conv.weight, None, 2, 1, groups=2)
