@@ -18,6 +18,7 @@ __all__ = [
     "DataConfig",
     "FitConfig",
     "OptimConfig",
+    "SoundConfig",
     "StageConfig",
     "Strict",
     "TransformConfig",
@@ -44,6 +45,9 @@ class TransformConfig(Strict):
     """Only for `area`: least and largest share of the frame's area, e.g. [0.08, 1]."""
     aspect: tuple[float, float] | None = None
     """Only for `area`: least and largest width / height of the box, e.g. [0.5, 2]."""
+    train_short_side: tuple[int, int] | None = None
+    """Only for `random`: the short side before the crop is drawn anew for each clip, evenly from the integers between
+    these two, both included (256 and 320 for 224), pixels; None: it is `eval_short_side`."""
     eval_short_side: int = Field(ge=8)
     """Short side before the centre crop at evaluation, pixels (256 for 224)."""
     eval_size: int | None = Field(default=None, ge=8)
@@ -72,9 +76,25 @@ class TransformConfig(Strict):
                 raise ValueError(f"{name} goes with train_crop `area`, and only with it")
             if bounds is not None and not 0 < bounds[0] <= bounds[1]:
                 raise ValueError(f"{name} must be two numbers, 0 < least ≤ largest, got {list(bounds)}")
+        if (sides := self.train_short_side) is not None:
+            if self.train_crop != "random":
+                raise ValueError("train_short_side goes with train_crop `random`, and only with it")
+            if not self.size <= sides[0] <= sides[1]:
+                raise ValueError(
+                    f"train_short_side must be two numbers, size {self.size} ≤ least ≤ largest, got {list(sides)}"
+                )
         if self.area is not None and self.area[1] > 1:
             raise ValueError(f"area is a share of the frame and at most 1, got {self.area[1]}")
         return self
+
+
+class SoundConfig(Strict):
+    """Sound beside the pictures: one stretch per clip, mono."""
+
+    rate: int = Field(ge=1000)
+    """Samples per second after resampling (24000)."""
+    samples: int = Field(ge=1)
+    """Length of the stretch (30720: 1.28 s), centred on the clip; see `training/core/sound.py`."""
 
 
 class DataConfig(Strict):
@@ -82,11 +102,12 @@ class DataConfig(Strict):
 
     num_frames: int = Field(ge=1)
     """Frames per clip, T."""
-    sampling: Literal["segments", "dense"]
+    sampling: Literal["segments", "dense", "clips"]
     """`segments`: T equal parts, one random frame each in training, the middle one in evaluation;
-    `dense`: T frames `stride` apart, random start in training, centred in evaluation."""
+    `dense`: T frames `stride` apart, random start in training, centred in evaluation; `clips`: several such clips per
+    video in training, too, `train_clips` of them, spread over it (see `frame_positions`)."""
     stride: int = Field(default=1, ge=1)
-    """Only for `dense`."""
+    """Only for `dense` and `clips`."""
     stride_jitter: int = Field(default=0, ge=0)
     """Only for `dense`: r > 0 draws the stride of each training clip from the integers s with
     max(1, stride − r) ≤ s < stride + r, as TensorFlow's pipeline does; evaluation keeps `stride`."""
@@ -98,7 +119,19 @@ class DataConfig(Strict):
     short_start: Literal["first", "any"] = "first"
     """Only for `overrun: loop`: where training starts in a video shorter than the clip: its first frame, or any."""
     eval_clips: int = Field(default=1, ge=1)
-    """Only for `dense`: clips per video at evaluation, evenly spaced from its start to its end."""
+    """Only for `dense` and `clips`: clips per video at evaluation, evenly spaced from its start to its end."""
+    train_clips: int = Field(default=1, ge=1)
+    """Only for `clips`: clips per video in training, each starting at random within its share of the video."""
+    stack: int = Field(default=1, ge=1)
+    """Only for `clips`: frames that are read from each position on, for stacks of differences or of optical flow:
+    one more than the stack has fields (6 for 5)."""
+    pictures: Literal["stacks", "positions", "none"] = "stacks"
+    """Only for `clips`: `stacks` decodes all frames of each stack, `positions` the first one of each, `none` no frame
+    at all (for nets that only listen, or only see stored flow)."""
+    sound: SoundConfig | None = None
+    """Only for `clips`: also hand over the sound around each clip."""
+    flow: bool = False
+    """Only for `clips`: also hand over the stored optical flow, `stack` − 1 fields from each position on."""
     batch_size: int = Field(ge=1)
     """Clips per step over all workers."""
     transform: TransformConfig
@@ -112,17 +145,21 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _dense_only(self) -> "DataConfig":
-        dense = (
-            self.eval_clips > 1,
-            self.stride > 1,
-            self.stride_jitter > 0,
-            self.centre != "span",
-            self.overrun != "repeat",
-        )
-        if self.sampling != "dense" and any(dense):
+        if self.sampling == "segments" and (self.eval_clips > 1 or self.stride > 1):
+            raise ValueError("stride and eval_clips go with sampling `dense` or `clips`, and only with them")
+        if self.sampling != "dense" and (self.stride_jitter > 0 or self.centre != "span" or self.overrun != "repeat"):
+            raise ValueError("stride_jitter, centre and overrun go with sampling `dense`, and only with it")
+        several = self.train_clips > 1 or self.stack > 1 or self.pictures != "stacks"
+        if self.sampling != "clips" and (several or self.sound is not None or self.flow):
             raise ValueError(
-                "stride, stride_jitter, centre, overrun and eval_clips go with sampling `dense`, and only with it"
+                "train_clips, stack, pictures, sound and flow go with sampling `clips`, and only with it"
             )
+        if self.flow and self.stack < 2:
+            raise ValueError(f"flow needs a stack of at least 2 frames, one more than fields, got {self.stack}")
+        if self.pictures == "none" and self.sound is None and not self.flow:
+            raise ValueError("pictures `none` leaves nothing to look at: sound or flow must be given")
+        if self.sampling == "clips" and self.transform.eval_crops > 1:
+            raise ValueError("eval_crops is for whole videos: sampling `clips` takes the centre crop only")
         if self.short_start != "first" and self.overrun != "loop":
             raise ValueError("short_start goes with overrun `loop`, and only with it")
         if self.centre != "span" and self.eval_clips > 1:
@@ -130,9 +167,19 @@ class DataConfig(Strict):
         return self
 
     @property
+    def clip_frames(self) -> int:
+        """Frames that are decoded per clip."""
+        return self.num_frames * {"stacks": self.stack, "positions": 1, "none": 0}[self.pictures]
+
+    @property
+    def train_frames(self) -> int:
+        """Frames that are decoded per video in training."""
+        return self.clip_frames * self.train_clips
+
+    @property
     def eval_frames(self) -> int:
         """Frames that are decoded per video at evaluation."""
-        return self.num_frames * self.eval_clips
+        return self.clip_frames * self.eval_clips
 
     @property
     def eval_views(self) -> int:
@@ -161,7 +208,12 @@ class OptimConfig(Strict):
     decay: Literal["all", "kernels"] = "all"
     """`kernels`: only weights of convolutions and linear layers decay, no biases and no scales of normalisation.
     What a system names in `System.undecayed` never decays."""
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "constant", "steps"]
+    """`steps`: times `drop` at each of `drop_at`."""
+    drop_at: tuple[float, ...] = ()
+    """Only for `steps`: shares of the run's steps, increasing, e.g. [0.5, 0.75] for epochs 10 and 15 of 20."""
+    drop: float | None = Field(default=None, gt=0, lt=1)
+    """Only for `steps`: the factor, e.g. 0.1."""
     warmup_steps: int = Field(ge=0)
 
     @model_validator(mode="after")
@@ -172,6 +224,12 @@ class OptimConfig(Strict):
                 raise ValueError(f"{name} goes with the optimizer `rmsprop`, and only with it")
         if self.square_avg_init != "zeros" and not rmsprop:
             raise ValueError("square_avg_init goes with the optimizer `rmsprop`, and only with it")
+        if (self.schedule == "steps") != (bool(self.drop_at) and self.drop is not None):
+            raise ValueError("drop_at and drop go with the schedule `steps`, and only with it; it needs both")
+        if self.schedule != "steps" and (self.drop_at or self.drop is not None):
+            raise ValueError("drop_at and drop go with the schedule `steps`, and only with it")
+        if any(not 0 < share < 1 for share in self.drop_at) or list(self.drop_at) != sorted(set(self.drop_at)):
+            raise ValueError(f"drop_at must be increasing shares between 0 and 1, got {list(self.drop_at)}")
         if self.nesterov and self.name != "sgd":
             raise ValueError(f"nesterov goes with the optimizer `sgd`, and {self.name} would ignore it")
         return self

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from training.core.stage import Kind, Stage, check_upstream, upstream_ref, upstream_stage
+from training.core.stage import EVERY, Kind, Stage, check_upstream, upstream_ref, upstream_stage
 from training.registry import FAMILIES, all_stages, family_of
 
 MARKER = (
@@ -72,10 +72,10 @@ def _entry(stage: Stage, stages: Mapping[str, Stage], sources: Mapping[tuple[str
         {f"params/{data}.yaml": [stage.name, *sorted(set(stage.shared.values()))]},
         {"training/core/stage.py": [f"CODE_VERSION.{stage.kind}"]},
     ]
-    if stage.kind == "report":
-        # A grid that became smaller leaves all files as they are, and the report must still notice.
-        grids = {values.split(".")[0] for name in stage.upstream for values in _named_axes(stages, name)}
-        params += [{"params.yaml": sorted(grids)}] if grids else []
+    # A grid that became smaller leaves all files as they are, and who reads all of it must still notice.
+    whole = [name for name in stage.upstream if stage.kind == "report" or name.endswith(EVERY)]
+    grids = {values.split(".")[0] for name in whole for values in _named_axes(stages, upstream_stage(name))}
+    params += [{"params.yaml": sorted(grids)}] if grids else []
     return {
         "matrix": {"data": f"${{{family}}}", **axes},
         "cmd": f"exec python -m training run {stage.name}@{data}" + (f"-{suffix}" if suffix else ""),
@@ -104,6 +104,8 @@ def _upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> list[str]
             raise ValueError(f"stage {stage.name!r}: a report reads all instances of {base!r}, not {name!r}")
         return [f"runs/${{item.data}}/{base}"]
     check_upstream(stage, name, stages)
+    if name.endswith(EVERY):
+        return [f"runs/${{item.data}}/{base}"]
     folder = f"runs/${{item.data}}/{upstream_ref(stage, None, name).folder}"
     files = stages[base].leaves if stages[base].kind == "search" else ("model",)
     return [f"{folder}/{file}" for file in files]

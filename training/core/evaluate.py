@@ -187,6 +187,9 @@ def _metrics(system: System, predictions: Predictions, split: str, loader: ClipL
         metrics[f"{split}/gmac_per_{row.per}{suffix}"] = row.gmac
         metrics[f"{split}/params{suffix}"] = float(row.params)
         metrics |= {f"{split}/{key}{suffix}": value for key, value in row.measured.items()}
+    if "gmac" in predictions.extras:
+        metrics[f"{split}/gmac_per_video"] = float(predictions.extras["gmac"].mean())
+    metrics |= {f"{split}/{key}": value for key, value in system.metrics(predictions).items()}
     metrics[f"{split}/num_evaluated"] = float(len(predictions.key))
     metrics[f"{split}/num_listed"] = float(loader.num_listed)
     return metrics

@@ -144,7 +144,10 @@ def fit(
     system.to(device)
     _channels_last(system)
     optimizers = system.optimizers(config.optim)
-    schedules = {name: build_schedule(opt, config.optim, config.steps) for name, opt in optimizers.items()}
+    settings = system.optim_configs(config.optim)
+    schedules = {
+        name: build_schedule(opt, settings.get(name, config.optim), config.steps) for name, opt in optimizers.items()
+    }
     ema = MovingAverage(system, config.ema_decay, warmup=config.ema_warmup) if config.ema_decay is not None else None
     best: float | None = None
     best_weights: dict[str, Tensor] | None = None
@@ -232,7 +235,7 @@ def _one_step(
         for name, value in part.items():
             logs[name] = logs.get(name, 0) + value.float() / config.accumulate
     if not system.owns_step:
-        for name in context._optimizers:
+        for name in context._optimizers if system.active is None else system.active:
             logs.update(context.step(name))
     return logs
 

@@ -142,7 +142,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps:
     """Build the schedule over `steps` optimizer steps; call its `step()` after each of them.
 
     Warm-up: step s of W trains with lr · (s+1)/W. Then, with S = steps - W and s counted from the end of the
-    warm-up, `cosine` is ½·lr·(1 + cos(π·s/S)), reaching 0 after the last step; `constant` stays at lr.
+    warm-up, `cosine` is ½·lr·(1 + cos(π·s/S)), reaching 0 after the last step; `constant` stays at lr; `steps` is lr
+    times `drop` for each share of `drop_at` of all steps, warm-up included, that is done.
     The state dict holds numbers only and resumes exactly.
 
     Raises:
@@ -153,15 +154,20 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps:
         raise ConfigError(f"steps must be at least 1, got {steps}")
     if warmup >= steps and warmup > 0:
         raise ConfigError(f"optim.warmup_steps is {warmup}, but the stage has only {steps} steps")
-    return LambdaLR(optimizer, _factor(config.schedule, warmup, steps))
+    return LambdaLR(optimizer, _factor(config, warmup, steps))
 
 
-def _factor(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
+def _factor(config: OptimConfig, warmup: int, steps: int) -> Callable[[int], float]:
+    drops = [round(share * steps) for share in config.drop_at]
+
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        if schedule == "constant":
+        if config.schedule == "constant":
             return 1.0
+        if config.schedule == "steps":
+            assert config.drop is not None  # by the config's validator
+            return float(config.drop ** sum(step >= drop for drop in drops))
         done = min((step - warmup) / (steps - warmup), 1.0)
         return 0.5 * (1.0 + math.cos(math.pi * done))
 

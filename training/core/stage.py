@@ -35,6 +35,8 @@ CODE_VERSION: Mapping[Kind, int] = {"fit": 1, "evaluate": 1, "search": 1, "repor
 
 LEAF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 PLACEHOLDER = re.compile(r"\{(?P<axis>\w+)\}")
+EVERY = "-*"
+"""End of an upstream that means all instances of a stage."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Stage:
     """Stages whose model, or of a search whose `leaves`, this one reads: a stage name, with `-<item>` for one item of
     a matrix. An item `{axis}` is the instance's own item of that axis: `x_search-{engine}-{seed}` is the instance of
     `x_search` with the same engine and seed. A report reads the results of all instances of the stages named here,
-    and no model."""
+    and no model. `x-*` means all instances of `x`, each with its own name as key (`x-<item>`)."""
     matrix: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
     """Field of the config → values; an instance per combination. A string names a list of params.yaml
     (`resnet_rs_grid.depth`): the axis of a planned grid, which users set without touching code."""
@@ -228,10 +230,11 @@ def paths_of(stage: Stage, ref: StageRef, settings: Settings, stages: Mapping[st
             assert stages is not None, "a report's paths need the registered stages"
             results[name] = tuple(runs / item.folder for item in stages[name].instances(ref.dataset, root))
             continue
-        if stages is None:
-            from training.registry import all_stages
-
-            stages = all_stages()
+        stages = stages or _registered()
+        if name.endswith(EVERY):
+            every = (stages or _registered())[upstream_stage(name)].instances(ref.dataset, root)
+            upstream |= {item.slug: runs / item.folder / "model" for item in every}
+            continue
         key, folder = upstream_key(name), runs / upstream_ref(stage, ref, name).folder
         base = stages.get(upstream_stage(name))
         if base is not None and base.kind == "search":
@@ -248,6 +251,12 @@ def paths_of(stage: Stage, ref: StageRef, settings: Settings, stages: Mapping[st
         results=results,
         leaves=leaves,
     )
+
+
+def _registered() -> Mapping[str, Stage]:
+    from training.registry import all_stages
+
+    return all_stages()
 
 
 def upstream_stage(name: str) -> str:
@@ -305,6 +314,10 @@ def check_upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> None
     base, *items = name.split("-")
     if base not in stages:
         raise ConfigError(f"stage {stage.name!r}: upstream {name!r} is not a registered stage")
+    if name.endswith(EVERY):
+        if stages[base].kind != "fit":
+            raise ConfigError(f"stage {stage.name!r}: upstream {name!r}: only of stages that train is there a `-*`")
+        return
     if stages[base].kind == "search" and not stages[base].leaves:
         raise ConfigError(f"stage {stage.name!r}: upstream {base!r} is a search without Stage.leaves: nothing to read")
     matrix = stages[base].matrix

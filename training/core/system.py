@@ -7,12 +7,15 @@ P patch side, G parameter group. `video_BCTHW` is float and normalised, `frames_
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from training.core.config import OptimConfig
+from training.core.config import ConfigError, OptimConfig
+
+if TYPE_CHECKING:
+    from training.core.evaluate import Predictions
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class RawBatch:
     not depend on rank, worker count or thread order."""
     valid_B: Tensor
     """bool; False marks padding of the last evaluation batch, never counted."""
+    sound_BSN: Tensor | None = None
+    """int16 mono samples around each of S clips (`data.sound`); zeros where there is none."""
+    has_sound_B: Tensor | None = None
+    """bool, whether the video has sound; given together with `sound_BSN`."""
+    flow_BTHWC: Tensor | None = None
+    """uint8 stored optical flow (`data.flow`), C = x, y; as `data_specs.flows` has it, on a canvas as the frames'."""
 
     def to(self, device: torch.device) -> "RawBatch":
         """Move tensors; pinned host memory is copied asynchronously."""
@@ -82,7 +91,9 @@ class Prediction:
     arms: Mapping[str, Tensor] = field(default_factory=dict)
     """Scores (B,K) of paired comparison models (other policies, other nets), by name."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further per-clip facts (patch origins, chosen modalities, exits), first axis B."""
+    """Further per-clip facts (patch origins, chosen modalities, exits), first axis B. Two names have a meaning:
+    `gmac` (B,), what a clip's prediction cost where that depends on the clip, becomes the metric `gmac_per_video`;
+    `choices` (B,S,R), what was used of each of S clips of the video, is drawn under it (see `choice_names`)."""
 
 
 class UpdateContext(Protocol):
@@ -156,6 +167,15 @@ class System(nn.Module):
         ctx.backward(output.loss)
         return {"loss": output.loss.detach(), **output.logs}
 
+    def optim_configs(self, config: OptimConfig) -> dict[str, OptimConfig]:
+        """Return the settings of each optimizer; by default one called `main`, with those of `fit.optim`.
+
+        A system that alternates between optimizers returns several, and says in `active` which of them step.
+        """
+        return {"main": config}
+
+    active: tuple[str, ...] | None = None
+    """Optimizers that step after a batch, set in `on_step`; None: all. What the others hold must get no gradients."""
     owns_step: bool = False
     unused_parameters: bool = False
     """Whether a trained parameter may take no part in the loss of a rank or of a step (sampled paths). Data
@@ -173,7 +193,7 @@ class System(nn.Module):
         return self.predict(batch)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by group name; the names are the keys of `OptimConfig.lr`."""
+        """Trainable parameters by group name; each name is a key of `OptimConfig.lr` of one optimizer."""
         return {"main": [p for p in self.parameters() if p.requires_grad]}
 
     def undecayed(self) -> Iterable[nn.Parameter]:
@@ -181,11 +201,29 @@ class System(nn.Module):
         return ()
 
     def optimizers(self, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
-        """Optimizers by name; one called `main` unless a system alternates."""
+        """Optimizers by name, as `optim_configs` says; with several, each has the groups that its `lr` names."""
         from training.core.optim import build_optimizer
 
         groups, unused = self.parameter_groups(), self.unused_parameters
-        return {"main": build_optimizer(groups, config, self.undecayed(), unused=unused)}
+        configs = self.optim_configs(config)
+        if len(configs) == 1:
+            return {
+                name: build_optimizer(groups, only, self.undecayed(), unused=unused) for name, only in configs.items()
+            }
+        named = [group for each in configs.values() for group in each.lr]
+        if sorted(named) != sorted(groups):
+            raise ConfigError(
+                f"the lr of {', '.join(configs)} together name the groups {named}; each of the system's groups "
+                f"({', '.join(groups)}) must be named once"
+            )
+        spared = {id(parameter): parameter for parameter in self.undecayed()}
+        optimizers = {}
+        for name, each in configs.items():
+            own = {group: groups[group] for group in each.lr}
+            ids = {id(parameter) for members in own.values() for parameter in members}
+            undecayed = [parameter for key, parameter in spared.items() if key in ids]
+            optimizers[name] = build_optimizer(own, each, undecayed, unused=unused)
+        return optimizers
 
     def networks(self) -> Iterable[nn.Module]:
         """Modules from tensors to tensors, worth compiling (`fit.compile`)."""
@@ -194,6 +232,16 @@ class System(nn.Module):
     def cost(self) -> dict[str, "CostRow"]:
         """Cost per video of the main model (key `main`) and of each arm, from the built network."""
         raise NotImplementedError
+
+    def metrics(self, predictions: "Predictions") -> dict[str, float]:
+        """Return further figures of an evaluation, without the split's name before them; by default none.
+
+        Computed once, from the predictions of all ranks.
+        """
+        return {}
+
+    choice_names: tuple[str, ...] = ()
+    """What `Prediction.extras["choices"]` (B,S,R) says of each of the S clips of a video: names of its R columns."""
 
     def export_state(self) -> dict[str, Tensor]:
         """Tensors that the saved model consists of."""
