@@ -126,10 +126,21 @@ class AdaMMLConfig(Strict):
 class _AdaMMLStage(StageConfig):
     model: AdaMMLConfig
 
+    @property
+    def inputs(self) -> tuple[Modality, ...]:
+        """What this stage's networks see."""
+        return self.model.inputs
+
     @model_validator(mode="after")
-    def _data_fits_model(self) -> "_AdaMMLStage":
-        check_data(self.model, self.data, self.model.inputs)
+    def _reads_what_is_seen(self) -> "_AdaMMLStage":
+        check_data(self.model, self.data, self.inputs)
+        # Nothing is decoded that no network sees; the resolved config shows it. Frozen for everyone else.
+        object.__setattr__(self, "data", self.reads())
         return self
+
+    def reads(self) -> DataConfig:
+        """Return the data block as this stage's loader gets it."""
+        return data_for(self.data, self.inputs)
 
 
 def check_data(model: AdaMMLConfig, data: DataConfig, inputs: tuple[Modality, ...]) -> None:
@@ -173,26 +184,27 @@ class UnimodalConfig(_AdaMMLStage):
     modality: Modality
     fit: FitConfig
 
+    @property
+    def inputs(self) -> tuple[Modality, ...]:
+        """What this stage's network sees."""
+        return (self.modality,)
+
+    def reads(self) -> DataConfig:
+        """Return the data block as the loader gets it: one segment per video in training (§3.3)."""
+        return super().reads().model_copy(update={"train_clips": 1})
+
     @model_validator(mode="after")
-    def _reads_only_its_own(self) -> "UnimodalConfig":
+    def _one_of_the_modalities(self) -> "UnimodalConfig":
         if self.modality not in self.model.modalities:
             raise ValueError(
                 f"modality {self.modality!r} is none of model.modalities {list(self.model.modalities)}; change one of "
                 "them, or the list `adamml_grid.modality` of params.yaml"
             )
-        # One segment per video in training (§7), and nothing decoded that this net does not see.
-        data = data_for(self.data, (self.modality,)).model_copy(update={"train_clips": 1})
-        object.__setattr__(self, "data", data)
         return self
 
 
 class _RecognitionConfig(_AdaMMLStage):
     fit: FitConfig
-
-    @model_validator(mode="after")
-    def _reads_what_is_seen(self) -> "_RecognitionConfig":
-        object.__setattr__(self, "data", data_for(self.data, self.model.inputs))
-        return self
 
 
 class WarmupConfig(_RecognitionConfig):
@@ -259,11 +271,6 @@ class EvalConfig(_AdaMMLStage):
     """Only for `threshold`."""
     draws: int = Field(ge=1)
     """Random policies, and sampled decisions, that the reported means are over (5)."""
-
-    @model_validator(mode="after")
-    def _reads_what_is_seen(self) -> "EvalConfig":
-        object.__setattr__(self, "data", data_for(self.data, self.model.inputs))
-        return self
 
 
 class ReportConfig(_AdaMMLStage):
