@@ -18,10 +18,10 @@ from training.backbones import build_backbone
 from training.core.checkpoint import load_state
 from training.core.config import DataConfig
 from training.core.cost import count_macs, count_params
-from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput, System, UpdateContext
+from training.core.frozen import PartlyFrozen
+from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput, UpdateContext
 from training.core.transforms import ClipTransform
 from training.core.weights import load_published, load_weights
-from training.layers.norms import eval_norms
 from training.layers.patches import center_origins, origins_from_fractions, random_origins
 from training.layers.seeded import seeded_uniform
 
@@ -39,8 +39,8 @@ def steps_loss(logits_BTK: Tensor, label_B: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTK.flatten(0, 1), label_B.repeat_interleave(steps, dim=0))
 
 
-class _VideoSystem(System):
-    """Shared: the device transform and the frozen parts' eval mode."""
+class _VideoSystem(PartlyFrozen):
+    """Shared: the device transform."""
 
     def __init__(self, data: DataConfig, classes: tuple[str, ...]) -> None:
         super().__init__()
@@ -51,28 +51,6 @@ class _VideoSystem(System):
     @override
     def prepare(self, raw: RawBatch, *, train: bool) -> ClipBatch:
         return self._transform(raw, train=train)
-
-    def frozen(self) -> Iterable[nn.Module]:
-        """Parts that this stage does not train: no gradients, and batch norm stays in eval mode."""
-        return ()
-
-    def fixed_norms(self) -> Iterable[nn.Module]:
-        """Parts that are trained but keep the batch norm statistics they came with."""
-        return ()
-
-    def freeze(self) -> None:
-        """Apply `frozen` to the parameters."""
-        for module in self.frozen():
-            module.requires_grad_(False)
-
-    @override
-    def train(self, mode: bool = True) -> "_VideoSystem":
-        super().train(mode)
-        for module in self.frozen():
-            module.eval()
-        for module in self.fixed_norms():
-            eval_norms(module)
-        return self
 
 
 class FrameClassifier(_VideoSystem):

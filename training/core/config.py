@@ -151,9 +151,7 @@ class DataConfig(Strict):
             raise ValueError("stride_jitter, centre and overrun go with sampling `dense`, and only with it")
         several = self.train_clips > 1 or self.stack > 1 or self.pictures != "stacks"
         if self.sampling != "clips" and (several or self.sound is not None or self.flow):
-            raise ValueError(
-                "train_clips, stack, pictures, sound and flow go with sampling `clips`, and only with it"
-            )
+            raise ValueError("train_clips, stack, pictures, sound and flow go with sampling `clips`, and only with it")
         if self.flow and self.stack < 2:
             raise ValueError(f"flow needs a stack of at least 2 frames, one more than fields, got {self.stack}")
         if self.pictures == "none" and self.sound is None and not self.flow:

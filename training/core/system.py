@@ -7,7 +7,7 @@ P patch side, G parameter group. `video_BCTHW` is float and normalised, `frames_
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from training.core.config import ConfigError, OptimConfig
 
 if TYPE_CHECKING:
     from training.core.evaluate import Predictions
+    from training.core.lazy_video import LazyVideo
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,16 @@ class ClipBatch:
     """float, crop that was resized to the input: y0, x0, height, width in stored pixels."""
     flip_B: Tensor
     """bool, whether the clip was mirrored after the crop."""
+
+    def row(self, index: int) -> Self:
+        """Return one clip as a batch of one. Of a subclass with fields of its own, these must have rows, too."""
+        return type(self)(**{name: _row(value, index) for name, value in vars(self).items()})
+
+
+def _row(value: Any, index: int) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _row(item, index) for key, item in value.items()}
+    return value[index : index + 1]
 
 
 def _moved(batch: Any, device: torch.device) -> dict[str, Tensor]:
@@ -187,6 +198,13 @@ class System(nn.Module):
     def predict(self, batch: ClipBatch) -> Prediction:
         """Return scores in eval mode; each row depends on its own clip only."""
         raise NotImplementedError
+
+    def predict_lazily(self, video: "LazyVideo", device: torch.device) -> "tuple[Prediction, ClipBatch] | None":
+        """Predict one video, decoding only what is looked at; the same answer as `prepare` and `predict` give.
+
+        None, the default: the system looks at everything, and is given it decoded.
+        """
+        return None
 
     def predict_all(self, batch: ClipBatch) -> Prediction:
         """Return scores of the main model and of its paired comparison models; evaluation calls this."""
