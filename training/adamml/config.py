@@ -253,6 +253,11 @@ class JointConfig(_RecognitionConfig):
             raise ValueError(
                 f"fit.steps {self.fit.steps} must be a multiple of 2 · round_steps {2 * self.round_steps}: whole rounds"
             )
+        if self.fit.eval_every % (2 * self.round_steps):
+            raise ValueError(
+                f"fit.eval_every {self.fit.eval_every} must be a multiple of 2 · round_steps {2 * self.round_steps}: "
+                "within a round recognition and policy do not belong together"
+            )
         return self
 
 

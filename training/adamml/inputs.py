@@ -149,8 +149,11 @@ def policy_view(name: Modality, value: Tensor, config: AdaMMLConfig) -> Tensor:
     """
     if name == "audio":
         return value
-    frames = value[..., :: config.num_frames // config.policy_frames, :, :, :]
-    side = config.policy_size
+    return shrink(value[..., :: config.num_frames // config.policy_frames, :, :, :], config.policy_size)
+
+
+def shrink(frames: Tensor, side: int) -> Tensor:
+    """Reduce frames (…,C,H,W), which are square, to a side in pixels."""
     if frames.shape[-1] == side:
         return frames
     # Plain bilinear without anti-aliasing, as in the public code (§4.1).
