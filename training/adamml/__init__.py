@@ -48,7 +48,7 @@ def _trained(inputs: StageInputs, modality: Modality) -> str:
     key = f"adamml_unimodal-{modality}"
     if key not in inputs.upstream:
         raise ConfigError(
-            f"model.modalities has {modality!r}, which `adamml_grid.modality` of params.yaml lacks: no sub-network of it "
+            f"model.modalities has {modality!r}, which `adamml_grid.modality` of params.yaml lacks: no net of it "
             "is trained; add it there"
         )
     return key

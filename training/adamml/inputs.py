@@ -93,9 +93,7 @@ class SegmentTransform:
         if "flow" in self.inputs:
             if raw.flow_BTHWC is None:
                 raise ValueError("the batch has no flow: it was not read with data.flow")
-            side = batch.video_BCTHW.shape[-1]
-            fields = resample_clips(raw.flow_BTHWC, raw.size_B2, batch.box_B4, batch.flip_B, side)
-            inputs["flow"] = self.flow(fields, batch.flip_B, segments)
+            inputs["flow"] = self.crop_flow(raw.flow_BTHWC, raw, batch, segments, self.data.num_frames)
         if "audio" in self.inputs:
             if raw.sound_BSN is None or raw.has_sound_B is None:
                 raise ValueError("the batch has no sound: it was not read with data.sound")
@@ -119,15 +117,24 @@ class SegmentTransform:
         resting = torch.tensor(self._resting, dtype=stacks.dtype).to(stacks.device, non_blocking=True)
         return (between + resting[:, None, None]).flatten(3, 4)
 
-    def flow(self, fields_BCTHW: Tensor, flip_B: Tensor, segments: int) -> Tensor:
-        """Return flow stacks (B,S,T,2·(q−1),H,W), x and y in turns, from stored fields in 0…255 after the crop.
+    def crop_flow(self, fields_BTHWC: Tensor, raw: RawBatch, batch: ClipBatch, segments: int, stacks: int) -> Tensor:
+        """Return flow stacks (B,S,T,2·(q−1),H,W), x and y in turns, by the crop and flip of the pictures.
 
         What moves right moves left in a mirrored picture: there x is inverted.
+
+        Args:
+            fields_BTHWC: uint8 stored fields, those of a stack after one another.
+            raw: for the size of the pictures.
+            batch: for the crop.
+            segments: S.
+            stacks: T.
         """
-        x, y = fields_BCTHW.unbind(1)
-        x = torch.where(flip_B[:, None, None, None], 255 - x, x)
+        side = batch.video_BCTHW.shape[-1]
+        cropped = resample_clips(fields_BTHWC, raw.size_B2, batch.box_B4, batch.flip_B, side)
+        x, y = cropped.unbind(1)
+        x = torch.where(batch.flip_B[:, None, None, None], 255 - x, x)
         fields = torch.stack((x, y), dim=2)  # (B, S·T·(q−1), 2, H, W)
-        stacked = fields.unflatten(1, (segments, self.data.num_frames, self.data.stack - 1)).flatten(3, 4)
+        stacked = fields.unflatten(1, (segments, stacks, self.data.stack - 1)).flatten(3, 4)
         return (stacked / 255 - 0.5) / FLOW_STD
 
     def spectrograms(self, sound_BSN: Tensor) -> Tensor:
