@@ -81,9 +81,7 @@ class LazySegments:
         )
 
 
-def predict_lazily(
-    system: "AdaMMLSystem", video: LazyVideo, device: torch.device
-) -> tuple[Prediction, ClipBatch]:
+def predict_lazily(system: "AdaMMLSystem", video: LazyVideo, device: torch.device) -> tuple[Prediction, ClipBatch]:
     """Predict one video: the policy's frames of all segments are decoded, then the other frames of chosen ones."""
     config, net = system.net.config, system.net
     source = LazySegments(system.transform, video, device)

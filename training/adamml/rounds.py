@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from training.adamml.config import FinetuneConfig, JointConfig, Modality, WarmupConfig
@@ -26,6 +26,26 @@ from training.core.weights import load_weights
 log = logging.getLogger(__name__)
 
 Phase = Literal["recognition", "policy"]
+
+
+def usage_price(
+    used_BSK: Tensor, correct_B: Tensor, price_K: Tensor, penalty: Literal["gated_square", "mean"]
+) -> Tensor:
+    """Return what decisions cost in the loss, a scalar.
+
+    With ū the share of a video's segments that use a modality: `gated_square` is the mean over videos of
+    1(correct)·Σ_k λ_k·ū_k², so what is classified wrongly pays nothing; `mean` is that of Σ_k λ_k·ū_k.
+
+    Args:
+        used_BSK: decisions as numbers; gradients reach them.
+        correct_B: 1 where the video is classified correctly, else 0.
+        price_K: λ.
+        penalty: which form.
+    """
+    share_BK = used_BSK.mean(1)
+    if penalty == "gated_square":
+        return (correct_B * (price_K * share_BK.square()).sum(1)).mean()
+    return (price_K * share_BK).sum(1).mean()
 
 
 class Warmup(AdaMMLSystem):
@@ -115,11 +135,7 @@ class Joint(AdaMMLSystem):
         used = self._drawn(batch)
         score = self.net.fuse(scores, used, weights)
         correct_B = is_correct(score.detach(), batch.label_B)
-        share_BK = used.mean(1)
-        if self.config.penalty == "gated_square":
-            penalty = (correct_B * (self.price_K * share_BK.square()).sum(1)).mean()
-        else:
-            penalty = (self.price_K * share_BK).sum(1).mean()
+        penalty = usage_price(used, correct_B, self.price_K, self.config.penalty)
         error = classification_loss(score, batch.label_B)
         loss = error + penalty + self.config.wrong * (1 - correct_B).mean()
         logs = {"cross_entropy": error.detach(), "penalty": penalty.detach(), "temperature": self.temperature.clone()}
