@@ -137,8 +137,8 @@ def test_a_batch_without_sound_or_flow_says_how_to_read_it(small_model, small_da
     with pytest.raises(ValueError, match=r"data\.sound"):
         SegmentTransform(model, data, model.inputs)(silent, train=False)
     flow = small_model("rgb", "flow")
+    without = small_data(stack=2, sound=None)
     with pytest.raises(ValueError, match=r"data\.flow"):
-        without = small_data(stack=2, sound=None)
         SegmentTransform(flow, without, flow.inputs)(noise_batch(without), train=False)
 
 
