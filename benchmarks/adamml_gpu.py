@@ -149,7 +149,11 @@ def inference(options: argparse.Namespace, device: torch.device) -> None:
         results = {}
         for name, chosen in (("all", torch.ones_like(used)), ("chosen", used)):
 
-            def call(chosen: torch.Tensor = chosen, skips: bool = name == "chosen") -> torch.Tensor:
+            def call(
+                chosen: torch.Tensor = chosen,
+                skips: bool = name == "chosen",
+                inputs: dict[str, torch.Tensor] = inputs,
+            ) -> torch.Tensor:
                 with precision_context("bf16", device)():
                     if not skips:  # fusion asks no policy
                         return net.fuse(net.segment_scores(inputs), chosen.float())
