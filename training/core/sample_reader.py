@@ -144,8 +144,8 @@ def load_pictures(source: Path | bytes, config: DataConfig, *, decoder: str, key
                 content = start + file.read()
     if not (isinstance(content, bytes) and content.startswith((MAGIC, TAR_START))):
         return load_clip(source, config, decoder=decoder, key=key)
-    rung = resolve_decoder(decoder)
     if content.startswith(TAR_START):
+        rung = resolve_decoder(decoder)
         reader = ClipReader(_packed(content, key), config, decoder=rung, train=False, seed=0, extract=True)
         return batch_of_one(reader.read(), config, key=key, seed=reader.seed)
     if config.flow:
@@ -153,7 +153,7 @@ def load_pictures(source: Path | bytes, config: DataConfig, *, decoder: str, key
     count = len(unpack_jpgs(content))
     # As many frames as the network takes: they were chosen already.
     places = np.arange(count) if count == config.eval_frames else frame_positions(count, config, train=False, seed=0)
-    clip = Decoded(decode_jpegs(content, places, rung), None, None)
+    clip = Decoded(decode_jpegs(content, places, decoder), None, None)
     return batch_of_one(clip, config, key=key, seed=clip_seed(0, 0, key))
 
 
