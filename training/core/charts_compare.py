@@ -122,7 +122,7 @@ def scatter(
             )
     # Hollow marks lie below: a stopped trial must not hide a finished one.
     for mark in sorted(marks, key=lambda m: not m.hollow):
-        parts.append(_drawn(mark, frame.px(mark.x), frame.py(mark.y)))
+        parts.append(drawn(mark, frame.px(mark.x), frame.py(mark.y)))
     taken: list[tuple[float, float, float]] = []
     for mark in sorted((m for m in marks if m.label), key=lambda m: (m.x, m.y)):
         parts.append(_upper_left(mark, frame, taken))
@@ -140,7 +140,7 @@ def swatch(colour: str = "var(--soft)", shape: str = "circle", hollow: bool = Fa
     """Return a mark for a legend in the text."""
     mark = Mark(0, 0, "", colour=colour, shape=shape, hollow=hollow)
     return (
-        f'<svg class="swatch" width="14" height="14" viewBox="0 0 14 14" aria-hidden="true">{_drawn(mark, 7, 7)}</svg>'
+        f'<svg class="swatch" width="14" height="14" viewBox="0 0 14 14" aria-hidden="true">{drawn(mark, 7, 7)}</svg>'
     )
 
 
@@ -212,7 +212,8 @@ def _numbers(row: Interval, scale: float, digits: int) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _drawn(mark: Mark, x: float, y: float) -> str:
+def drawn(mark: Mark, x: float, y: float) -> str:
+    """Return a mark at a place of the image, pixels."""
     r = 5.0
     shapes = {
         "circle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>',
