@@ -80,7 +80,7 @@ def _evaluation(inputs: StageInputs) -> System:
 
 
 def _report(inputs: StageInputs) -> Report:
-    from training.adamml.report.page import AdaMMLReport
+    from training.adamml.report.stage import AdaMMLReport
 
     return AdaMMLReport(inputs.config, inputs.classes, inputs.results)
 

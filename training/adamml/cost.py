@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from training.adamml.config import AdaMMLConfig, Modality, NetConfig
-from training.adamml.networks import CHANNELS, SegmentNet
+from training.adamml.networks import SegmentNet, channels_of
 from training.adamml.policy import JointPolicy
 from training.core.config import ConfigError
 from training.core.cost import count_macs, count_params
@@ -59,15 +59,15 @@ def recognition_shape(config: AdaMMLConfig, modality: Modality, stack: int, soun
     if modality == "audio":
         if config.spectrogram is None:
             raise ConfigError("sound needs model.spectrogram")
-        return 1, CHANNELS(modality, stack), *config.spectrogram.shape(sound_samples)
-    return config.num_frames, CHANNELS(modality, stack), config.size, config.size
+        return 1, channels_of(modality, stack), *config.spectrogram.shape(sound_samples)
+    return config.num_frames, channels_of(modality, stack), config.size, config.size
 
 
 def policy_shape(config: AdaMMLConfig, modality: Modality, stack: int, sound_samples: int) -> tuple[int, ...]:
     """Return (T,C,H,W) of a segment as the policy gets it; sound is not reduced. Arguments: `recognition_shape`."""
     if modality == "audio":
         return recognition_shape(config, modality, stack, sound_samples)
-    return config.policy_frames, CHANNELS(modality, stack), config.policy_size, config.policy_size
+    return config.policy_frames, channels_of(modality, stack), config.policy_size, config.policy_size
 
 
 class PartCost(NamedTuple):
@@ -84,7 +84,7 @@ def count_recognition(
 ) -> PartCost:
     """Count what one modality's sub-network costs; arguments as of `segment_gmac`."""
     with torch.device("meta"):
-        net = SegmentNet(config.nets[modality], CHANNELS(modality, stack), num_classes, config.dropout)
+        net = SegmentNet(config.nets[modality], channels_of(modality, stack), num_classes, config.dropout)
         segment = torch.empty(1, *recognition_shape(config, modality, stack, sound_samples))
     macs = count_macs(net, segment)
     linear = net.frames_left(segment.shape[1]) * num_classes * net.out_channels

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 from torch import nn
 from typing_extensions import override
 
-from training.adamml.arms import Segments, figures
+from training.adamml.arms import figures
 from training.adamml.config import EvalConfig, Modality
 from training.adamml.inputs import SegmentBatch
+from training.adamml.segments import Segments
 from training.adamml.system import AdaMMLSystem, Unimodal
 from training.core.evaluate import Predictions
 from training.core.system import CostRow, Prediction, RawBatch, System
@@ -67,6 +67,8 @@ class Evaluation(System):
 
     def segments(self, predictions: Predictions) -> Segments:
         """Return the evaluation segment by segment, for policies that were not run."""
-        each = self.model.segment_gmac()
-        prices = np.array([each[name] for name in self.config.model.modalities])
-        return Segments.of(predictions, prices, each["policy"], self.config.model)
+        each, config = self.model.segment_gmac(), self.config.model
+        prices = {name: each[name] for name in config.modalities}
+        return Segments.of(
+            predictions, prices, policy_gmac=each["policy"], mean=config.mean, least_one=config.least_one
+        )

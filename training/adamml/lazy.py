@@ -9,11 +9,11 @@ from torch import Tensor
 
 from training.adamml.config import Modality
 from training.adamml.inputs import SegmentTransform, shrink
-from training.core.lazy_video import LazyVideo
 from training.core.system import ClipBatch, Prediction, RawBatch
 
 if TYPE_CHECKING:
     from training.adamml.system import AdaMMLSystem
+    from training.core.lazy_video import LazyVideo
 
 Index = NDArray[np.int64]
 
@@ -24,7 +24,7 @@ class LazySegments:
     Values equal those of `SegmentTransform` on the whole video: every frame is cropped and reduced by itself.
     """
 
-    def __init__(self, transform: SegmentTransform, video: LazyVideo, device: torch.device) -> None:
+    def __init__(self, transform: SegmentTransform, video: "LazyVideo", device: torch.device) -> None:
         self.transform = transform
         self.video = video
         self.device = device
@@ -81,7 +81,7 @@ class LazySegments:
         )
 
 
-def predict_lazily(system: "AdaMMLSystem", video: LazyVideo, device: torch.device) -> tuple[Prediction, ClipBatch]:
+def predict_lazily(system: "AdaMMLSystem", video: "LazyVideo", device: torch.device) -> tuple[Prediction, ClipBatch]:
     """Predict one video: the policy's frames of all segments are decoded, then the other frames of chosen ones."""
     config, net = system.net.config, system.net
     source = LazySegments(system.transform, video, device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from training.adamml.config import AdaMMLConfig, Modality
 from training.adamml.inputs import policy_view
-from training.adamml.networks import CHANNELS, SegmentNet
+from training.adamml.networks import SegmentNet, channels_of
 from training.adamml.policy import JointPolicy, PolicyState
 from training.layers.gumbel import decide, gumbel_noise
 
@@ -68,7 +68,7 @@ class AdaMML(nn.Module):
         self.num_classes = num_classes
         self.nets = nn.ModuleDict(
             {
-                name: SegmentNet(config.nets[name], CHANNELS(name, stack), num_classes, config.dropout)
+                name: SegmentNet(config.nets[name], channels_of(name, stack), num_classes, config.dropout)
                 for name in config.modalities
             }
         )

@@ -19,7 +19,7 @@ from training.layers.norms import eval_norms
 from training.layers.temporal_pool import pool_frames
 
 
-def CHANNELS(modality: Modality, stack: int) -> int:
+def channels_of(modality: Modality, stack: int) -> int:
     """Return the channels of a modality's frames.
 
     Args:

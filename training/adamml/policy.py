@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training.adamml.config import AdaMMLConfig
-from training.adamml.networks import CHANNELS, SegmentNet
+from training.adamml.networks import SegmentNet, channels_of
 
 
 class PolicyState(NamedTuple):
@@ -41,7 +41,7 @@ class JointPolicy(nn.Module):
         self.num_decisions = len(config.modalities)
         self.extractors = nn.ModuleDict(
             {
-                modality: SegmentNet(config.policy_nets[modality], CHANNELS(modality, stack), None, 0.0)
+                modality: SegmentNet(config.policy_nets[modality], channels_of(modality, stack), None, 0.0)
                 for modality in config.policy_modalities
             }
         )

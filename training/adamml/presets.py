@@ -57,6 +57,7 @@ def paper_config(
         "feed_back": True,
         "shared_decision": False,
         "spectrogram": spectrogram if "audio" in modalities else None,
+        "constants": "measured",
         "mean": "segments",
         "least_one": False,
         **changes,

@@ -6,6 +6,7 @@ Suffixes: B videos, S segments, K modalities, C classes.
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +18,18 @@ from training.adamml.cost import segment_gmac
 from training.adamml.inputs import SegmentBatch, SegmentTransform
 from training.adamml.lazy import predict_lazily
 from training.adamml.model import AdaMML, Answer, Mode
-from training.adamml.networks import CHANNELS, SegmentNet
+from training.adamml.networks import SegmentNet, channels_of
 from training.core.checkpoint import load_state
 from training.core.config import DataConfig
 from training.core.cost import count_params
 from training.core.evaluate import Predictions
 from training.core.frozen import PartlyFrozen
-from training.core.lazy_video import LazyVideo
 from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput
 from training.core.weights import load_weights
 from training.layers.gumbel import gumbel_noise, straight_through
+
+if TYPE_CHECKING:
+    from training.core.lazy_video import LazyVideo
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,7 @@ class _SegmentSystem(PartlyFrozen):
         """Return GMAC per segment of each modality's sub-network, and of the `policy`."""
         if self._gmac is None:  # counting takes a second for large nets
             data = self.data
-            samples = None if data.sound is None else data.sound.samples
+            samples = 0 if data.sound is None else data.sound.samples
             self._gmac = segment_gmac(self._model, data.stack, len(self.classes), samples, self._model.constants)
         return self._gmac
 
@@ -97,15 +100,10 @@ class Unimodal(_SegmentSystem):
         super().__init__(config.model, config.data, (config.modality,), classes)
         self.modality = config.modality
         settings = config.model.nets[config.modality]
-        channels = CHANNELS(config.modality, config.data.stack)
+        channels = channels_of(config.modality, config.data.stack)
         self.net = SegmentNet(settings, channels, len(classes), config.model.dropout)
-        self._fixed = settings.norms == "fixed"
         if root is not None and settings.weights is not None:
             log.info("%s net: %s", config.modality, self.net.load(settings.weights, root))
-
-    @override
-    def fixed_norms(self) -> Iterable[nn.Module]:
-        return (self.net,) if self._fixed else ()
 
     def logits(self, batch: SegmentBatch) -> Tensor:
         """Return mean segment logits (B,C), fp32."""
@@ -153,14 +151,6 @@ class AdaMMLSystem(_SegmentSystem):
     def load_upstream(self, folder: Path) -> None:
         """Load everything from the previous stage's model, strictly."""
         load_weights(self, load_state(folder))
-
-    @override
-    def fixed_norms(self) -> Iterable[nn.Module]:
-        nets = [self.net.nets[name] for name in self._model.modalities if self._model.nets[name].norms == "fixed"]
-        policy = [
-            self.net.policy.extractors[name] for name, each in self._model.policy_nets.items() if each.norms == "fixed"
-        ]
-        return (*nets, *policy)
 
     @override
     def networks(self) -> Iterable[nn.Module]:
@@ -239,7 +229,7 @@ class AdaMMLSystem(_SegmentSystem):
         return Prediction(main.scores_BK, {"fusion": fusion}, main.extras)
 
     @override
-    def predict_lazily(self, video: LazyVideo, device: torch.device) -> tuple[Prediction, ClipBatch] | None:
+    def predict_lazily(self, video: "LazyVideo", device: torch.device) -> tuple[Prediction, ClipBatch] | None:
         return predict_lazily(self, video, device)
 
     # --- cost ---

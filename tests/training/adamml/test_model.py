@@ -41,6 +41,13 @@ def available_of(batch):
     return torch.stack([batch.available["rgb"], batch.available["audio"]], dim=2)
 
 
+def quantile(net, batch, share):
+    """A threshold that this share of the probabilities of use lies below: the policy is untrained."""
+    with torch.no_grad():
+        logits = net(batch.inputs, available_of(batch)).logits_BSK2
+    return torch.sigmoid(logits[..., 1] - logits[..., 0]).quantile(share).item()
+
+
 def mixed(available):
     generator = torch.Generator().manual_seed(3)
     return (torch.rand(available.shape, generator=generator) < 0.5) & available
@@ -121,14 +128,15 @@ def test_executed_macs_are_what_the_decisions_say(small_model, small_data, net, 
     """Cost honesty: counted around one real inference, by torch's own counter."""
     each = segment_gmac(net.config, 1, CLASSES, small_data().sound.samples, "measured")
     counted = {}
-    for mode, threshold in (("threshold", 0.3), ("threshold", 0.6), ("threshold", 1e-9), ("threshold", 1 - 1e-9)):
+    middle = quantile(net, batch, 0.5)
+    segments = 3 * len(batch.key)
+    for threshold in (1e-9, quantile(net, batch, 0.3), middle, 1 - 1e-9):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            answer = net(batch.inputs, available_of(batch), mode, threshold=threshold)
-        segments = batch.key.__len__() * 3
+            answer = net(batch.inputs, available_of(batch), "threshold", threshold=threshold)
         want = segments * each["policy"] + sum(n * each[k] for n, k in zip(answer.rows, ("rgb", "audio"), strict=True))
         assert counter.get_total_flops() / 2 == pytest.approx(want * 1e9, rel=1e-12)
         counted[threshold] = counter.get_total_flops()
-    assert counted[1e-9] > counted[0.6] > counted[1 - 1e-9] == 2e9 * segments * each["policy"]
+    assert counted[1e-9] > counted[middle] > counted[1 - 1e-9] == pytest.approx(2e9 * segments * each["policy"])
 
 
 def test_what_a_video_lacks_is_never_used(net, batch):
@@ -186,11 +194,12 @@ def test_scores_divided_by_what_was_used_do_not_shrink_with_skipping(small_model
 def test_online_equals_offline(net, batch, sizes):
     available = available_of(batch)
     with torch.no_grad():
-        whole = net(batch.inputs, available, "threshold", threshold=0.5)
+        middle = quantile(net, batch, 0.5)
+        whole = net(batch.inputs, available, "threshold", threshold=middle)
         state, start, used = None, 0, []
         for size in sizes:
             part = {name: value[:, start : start + size] for name, value in batch.inputs.items()}
-            answer, state = net.step(part, available[:, start : start + size], state, "threshold", threshold=0.5)
+            answer, state = net.step(part, available[:, start : start + size], state, "threshold", threshold=middle)
             used.append(answer.used_BSK)
             start += size
     torch.testing.assert_close(answer.score_BC, whole.score_BC, atol=1e-5, rtol=1e-5)
