@@ -180,7 +180,8 @@ class Extractor:
 
     name: str
     version: int
-    """Raised when the fields change; part of the identity of the encoder, and so of every plan digest with flow."""
+    """Raised when the fields change, or how they are packed; it is part of the identity of the encoder, and so of every
+    plan digest with flow."""
     least_side: int
     """Pixels; smaller frames are refused."""
     compute: "Callable[[Bytes], Floats]"

@@ -186,7 +186,7 @@ class ClipPolicy(Strict):
     """Per ffmpeg process."""
     flow: Literal["dis"] | None = None
     """Adds a member `flow` to each sample: optical flow of the stored clip's own frames (`data_specs.flows`), by the
-    extractor of this name. Only for `mp4`. It costs time at the ingest, and often more bytes than the clip itself."""
+    extractor of this name. Only for `mp4`. It costs time at the ingest, and several times the bytes of the clip."""
 
     @model_validator(mode="after")
     def _jpgs_need_count(self) -> "ClipPolicy":
