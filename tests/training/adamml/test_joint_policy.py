@@ -163,8 +163,9 @@ def test_the_joint_feature_is_made_of_all_that_the_policy_sees():
         for name in inputs:
             same = torch.equal(policy.features({**inputs, name: others[name]}), before)
             assert same == (name == "flow"), name
-    with pytest.raises(ValueError, match=r"no input rgbdiff; it got rgb, audio"):
-        policy.features({name: inputs[name] for name in ("rgb", "audio")})
+    for call in (policy.features, policy):
+        with pytest.raises(ValueError, match=r"no input rgbdiff; it got rgb, audio"):
+            call({name: inputs[name] for name in ("rgb", "audio")})
 
 
 def test_logits_and_state_are_fp32_under_autocast():
