@@ -97,8 +97,9 @@ class JointPolicy(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the logits (B,S,K,2) of whole videos; inputs are (B,S,T,C,h,w) of each modality."""
-        batch, segments = next(iter(inputs.values())).shape[:2]
-        joint = self.features({modality: inputs[modality].flatten(0, 1) for modality in inputs})
+        seen = {modality: inputs[modality] for modality in self.extractors if modality in inputs}
+        joint = self.features({modality: x.flatten(0, 1) for modality, x in seen.items()})
+        batch, segments = next(iter(seen.values())).shape[:2]
         logits, _ = self.unroll(joint.unflatten(0, (batch, segments)), None)
         return logits
 

@@ -101,16 +101,16 @@ def adamml_cost(overrides: dict[str, str]) -> CostRow:
     config = validate(AdaMMLConfig, paper_config(modalities, proxy=proxy, **sizes), "cost of adamml")
 
     stack, classes, samples = values["stack"], values["classes"], values["samples"]
+    recognised = () if part == "policy" else config.modalities
+    parts = (*recognised, "policy") if decided else recognised
     try:
-        recognised = () if part == "policy" else config.modalities
-        costs = {name: count_recognition(config, name, stack, classes, samples) for name in recognised}
+        gmac = None
+        if values["constants"] != "measured":
+            figures = segment_gmac(config, stack, classes, samples, values["constants"])
+            gmac = sum(figures[name] for name in parts)
+        costs = [count_recognition(config, name, stack, classes, samples) for name in recognised]
         if decided:
-            costs["policy"] = count_policy(config, stack, samples)
-        if values["constants"] == "measured":
-            gmac = sum(cost.macs for cost in costs.values()) / 1e9
-        else:
-            parts = segment_gmac(config, stack, classes, samples, values["constants"])
-            gmac = sum(parts[name] for name in costs)
+            costs.append(count_policy(config, stack, samples))
     except ConfigError:
         raise
     except ValueError as error:  # a stack without fields
@@ -119,11 +119,11 @@ def adamml_cost(overrides: dict[str, str]) -> CostRow:
     fusion = len(recognised) - 1 if part in ("fusion", "all") else 0
     return CostRow(
         model="adamml",
-        params=sum(cost.params for cost in costs.values()) + fusion,
-        gmac=gmac,
+        params=sum(cost.params for cost in costs) + fusion,
+        gmac=sum(cost.macs for cost in costs) / 1e9 if gmac is None else gmac,
         input=_input(config.policy_modalities if part == "policy" else modalities, values),
         per="segment",
-        measured={"conv_gmac": sum(cost.conv_macs for cost in costs.values()) / 1e9},
+        measured={"conv_gmac": sum(cost.conv_macs for cost in costs) / 1e9},
     )
 
 

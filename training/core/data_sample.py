@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.core.config import DataConfig, SoundConfig
+from training.core.config import DataConfig
 from training.core.decode import (
     DecodeError,
     coded_size,
@@ -29,7 +29,7 @@ from training.core.sampling import (
 )
 from training.core.sound import presentation_times, read_sound, reproduce_sound, start_beside
 
-__all__ = ["EXTRAS", "ClipReader", "Decoded", "Label", "Sample", "SampleError", "any_video"]
+__all__ = ["EXTRAS", "ClipReader", "Decoded", "Label", "Sample", "SampleError", "any_video", "promised_frames"]
 
 Frame = NDArray[np.uint8]
 Index = NDArray[np.int64]
@@ -140,7 +140,7 @@ class ClipReader:
         self._repeats([0])
         self._content = self._sample.read()
         count, frames = self._counted(frames)
-        sound = None if config.sound is None else self._sound(count, config.sound)
+        sound = self.sound(count)
         if config.flow:
             flow = self._flow(count, frames, flow)
         return Decoded(frames, sound, flow if config.flow else None)
@@ -157,9 +157,7 @@ class ClipReader:
         """
         if self._sample.num_frames is not None:
             return self._sample.num_frames, self._pictures(self._sample.num_frames, out)
-        count = count_packets(self._content)
-        if count < 1:
-            raise DecodeError("it has no video frames")
+        count = promised_frames(self._content, self._config)
         try:
             return count, self._pictures(count, out)
         except DecodeError:
@@ -188,8 +186,17 @@ class ClipReader:
     def _clips(self, count: int) -> Index:
         return clip_positions(count, self._config, train=self._train, seed=self.seed)
 
-    def _sound(self, count: int, config: SoundConfig) -> NDArray[np.int16] | None:
-        """Read the sound: of the member `wav` or `m4a` where there is one, else of the video itself."""
+    def sound(self, count: int) -> NDArray[np.int16] | None:
+        """Read the sound around each clip of a video of so many frames, (V,N); None where it has, or is to have, none.
+
+        That of the member `wav` or `m4a` where there is one, else of the video itself.
+
+        Raises:
+            DecodeError: it is there and cannot be decoded.
+        """
+        if (config := self._config.sound) is None:
+            return None
+        self._content = self._content or self._sample.read()
         sample, positions_VT = self._sample, self._clips(count)
         name = next((name for name in ("wav", "m4a") if name in sample.extras), None)
         if sample.extension == "jpgs":
@@ -249,6 +256,18 @@ class ClipReader:
         more = decode_clip(self._content, np.array(absent), self._decoder) if absent else ()
         found = {**known, **dict(zip(absent, more, strict=True))}
         return np.stack([found[number] for number in wanted])
+
+
+def promised_frames(source: Source, config: DataConfig) -> int:
+    """Count the frames of a video by its packets; where pictures will be decoded, that may prove to be too many.
+
+    Raises:
+        DecodeError: not a video, or one without frames.
+    """
+    count = len(presentation_times(source)) if config.pictures == "none" else count_packets(source)
+    if count < 1:
+        raise DecodeError("it has no video frames")
+    return count
 
 
 def _bytes(content: Source) -> bytes:

@@ -43,13 +43,20 @@ def extracted_fields(numbers: Sequence[int], pictures: Pictures) -> dict[int, Fi
 
     Returns:
         number → (H,W,2) uint8.
+
+    Raises:
+        DecodeError: frames that are too small for it.
     """
     fields: dict[int, Field] = {}
     wanted = np.unique(np.asarray(numbers, dtype=np.int64))
     for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
         if len(run):
             frames = pictures([*run.tolist(), int(run[-1]) + 1])
-            fields |= dict(zip(run.tolist(), quantise(extract(METHOD, frames)), strict=True))
+            try:
+                made = quantise(extract(METHOD, frames))
+            except ValueError as error:
+                raise DecodeError(f"its optical flow cannot be extracted: {error}") from error
+            fields |= dict(zip(run.tolist(), made, strict=True))
     return fields
 
 

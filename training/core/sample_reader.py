@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_specs.jpgs import MAGIC, pack_jpgs, unpack_jpgs
 from data_specs.schema import ClipRecord, IndexEntry, read_index
 from training.core.config import DataConfig
-from training.core.data_sample import EXTRAS, ClipReader, Decoded, Sample
+from training.core.data_sample import EXTRAS, ClipReader, Decoded, Sample, any_video
 from training.core.decode import DecodeError, decode_jpegs, resolve_decoder
 from training.core.sampling import clip_seed, frame_positions, nearest_stored
 
@@ -137,12 +137,8 @@ def load_pictures(source: Path | bytes, config: DataConfig, *, decoder: str, key
     from training.core.data import load_clip
     from training.core.data_batches import batch_of_one
 
-    content = source
-    if isinstance(source, Path) and source.is_file():
-        with source.open("rb") as file:
-            if (start := file.read(len(TAR_START))).startswith((MAGIC, TAR_START)):
-                content = start + file.read()
-    if not (isinstance(content, bytes) and content.startswith((MAGIC, TAR_START))):
+    content = _contents(source)
+    if content is None:
         return load_clip(source, config, decoder=decoder, key=key)
     if content.startswith(TAR_START):
         rung = resolve_decoder(decoder)
@@ -155,6 +151,36 @@ def load_pictures(source: Path | bytes, config: DataConfig, *, decoder: str, key
     places = np.arange(count) if count == config.eval_frames else frame_positions(count, config, train=False, seed=0)
     clip = Decoded(decode_jpegs(content, places, decoder), None, None)
     return batch_of_one(clip, config, key=key, seed=clip_seed(0, 0, key))
+
+
+def as_sample(source: Path | bytes, key: str = "0") -> Sample:
+    """Return a video, or a sample that `clip_of` packed, to be read part by part.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DecodeError: pictures without a video.
+    """
+    if isinstance(source, Path) and not source.is_file():
+        raise FileNotFoundError(f"{source} is not a file")
+    content = _contents(source)
+    sample = any_video(source, key) if content is None else None
+    if sample is None and content is not None and content.startswith(TAR_START):
+        sample = _packed(content, key)
+    if sample is None or sample.extension == "jpgs":
+        raise DecodeError("it is pictures, not a video")
+    return sample
+
+
+def _contents(source: Path | bytes) -> bytes | None:
+    """Return the bytes of what `clip_of` made, None for a video."""
+    starts = (MAGIC, TAR_START)
+    if isinstance(source, bytes):
+        return source if source.startswith(starts) else None
+    if not source.is_file():
+        return None
+    with source.open("rb") as file:
+        start = file.read(len(TAR_START))
+        return start + file.read() if start.startswith(starts) else None
 
 
 def _packed(content: bytes, key: str) -> Sample:

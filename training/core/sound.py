@@ -144,7 +144,13 @@ def start_beside(wav: bytes, source: Source) -> float:
 
 
 def _times(stream: Any, packets: list[Any]) -> Times:
-    shown = [packet.pts for packet in packets if packet.size and not packet.is_discard]
+    hides = stream.codec_context is not None and stream.codec_context.name in ("vp8", "libvpx")
+    shown = [
+        packet.pts
+        for packet in packets
+        # VP8 has packets that are only referred to; the fifth bit says which are shown (RFC 6386 §9.1).
+        if packet.size and not packet.is_discard and not (hides and not memoryview(packet)[0] & 0x10)
+    ]
     if any(pts is None for pts in shown):
         # AVI and raw streams: a constant rate is all that is known.
         if not stream.average_rate:

@@ -13,11 +13,15 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from training.core import sound
-from training.core.config import SoundConfig
-from training.core.decode import DecodeError
+from training.core.config import DataConfig, SoundConfig, TransformConfig
+from training.core.data import load_clip
+from training.core.decode import DecodeError, count_frames, count_packets
+from training.core.lazy_video import LazyVideo, MiscountError
+from training.core.sampling import centre_frames, clip_positions
 from training.core.sound import presentation_times, read_sound, reproduce_sound, start_beside
 
 RATE = 24000
@@ -128,6 +132,39 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     check_clicks(path, times)
     with pytest.raises(AssertionError):
         check_clicks(path, times, times=np.arange(60) / 15)
+
+
+def test_packets_that_are_never_shown_have_no_time(tmp_path: Path) -> None:
+    """VP8 stores pictures that are only referred to as packets of their own."""
+    (tmp_path / "raw").write_bytes(clicks().astype("<i2").tobytes())
+    picture = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=8", "-c:v", "libvpx", "-auto-alt-ref", "1")
+    picture += ("-lag-in-frames", "16", "-b:v", "60k", "-passlogfile", str(tmp_path / "log"))
+    ffmpeg(*picture, "-pass", "1", "-f", "null", "-")
+    sound_of = ("-f", "s16le", "-ar", "48000", "-ac", "1", "-i", str(tmp_path / "raw"))
+    path = tmp_path / "clip.webm"
+    ffmpeg(*sound_of, *picture, "-pass", "2", "-c:a", "libopus", str(path))
+    assert count_packets(path) > count_frames(path) == 80
+    assert np.allclose(presentation_times(path), even(10, 8), atol=1e-3)
+    check_clicks(path, even(10, 8))
+    # Any file: the length is counted anew where the packets promise too much, and the sound follows the pictures.
+    base = {"num_frames": 2, "sampling": "clips", "stride": 2, "eval_clips": 3, "sound": CONFIG, "batch_size": 1}
+    transform = TransformConfig(size=32, train_crop="center", eval_short_side=32, flip=False, normalise="unit")
+    config = DataConfig(**base, transform=transform)
+    batch = load_clip(path, config, decoder="pyav")
+    assert batch.sound_BSN is not None
+    centres = centre_frames(clip_positions(80, config, train=False, seed=0))
+    assert np.array_equal(batch.sound_BSN[0].numpy(), read_sound(path, centres, CONFIG))
+    listens = config.model_copy(update={"pictures": "none"})
+    assert torch.equal(load_clip(path, listens, decoder="pyav").sound_BSN, batch.sound_BSN)
+    # Read piece by piece, a promise that fails is told.
+    lazy = LazyVideo(path, config, "pyav")
+    assert lazy.num_frames == count_packets(path)
+    with pytest.raises(MiscountError) as caught:
+        lazy.pictures(lazy.positions_VT)
+    assert caught.value.actual == 80
+    again = LazyVideo(path, config, "pyav", num_frames=80)
+    assert np.array_equal(again.pictures(again.positions_VT), batch.frames_BTHWC[0].numpy())
+    assert np.array_equal(again.sound(), batch.sound_BSN[0].numpy())
 
 
 def test_sound_that_starts_later_or_earlier(tmp_path: Path) -> None:
