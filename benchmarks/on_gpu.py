@@ -44,6 +44,7 @@ class Trainer:
         self.system, self.raw, self.count = system.to(device), raw, 0
         _channels_last(system)
         optimizers = system.optimizers(config.optim)
+        self._names = tuple(optimizers)
         self._average = MovingAverage(system, 0.9999)
         if config.compile:
             for network in system.networks():
@@ -56,7 +57,8 @@ class Trainer:
         self.system.on_step(self.count, 100)
         batch = self.system.prepare(self.raw, train=True)
         logs = self.system.update(batch, self._context)
-        self._context.step()
+        for name in self._names if self.system.active is None else self.system.active:
+            self._context.step(name)
         self._average.update(self.system)
         self.count += 1
         return logs["loss"]

@@ -170,24 +170,53 @@ def _print_proposal(proposal: "Proposal") -> None:
 
 @data_app.command()
 def synth(
-    task: Annotated[str, typer.Argument(help="direction, speed, order, flicker, late, static or detail.")],
+    task: Annotated[
+        str, typer.Argument(help="direction, speed, order, flicker, late, static, detail or sound_or_picture.")
+    ],
     folder: Annotated[Path, typer.Argument(help="Folder that is made; its name becomes that of the data set.")],
     size: Annotated[int, typer.Option(help="Side of the square frames, pixels.")] = 64,
-    frames: Annotated[int, typer.Option(help="Frames per video.")] = 32,
-    fps: Annotated[int, typer.Option(help="Frames per second.")] = 8,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames per video; default: 32. Not of sound_or_picture, which has segments.")
+    ] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames per second; default: 8, of sound_or_picture 6.")] = None,
     train: Annotated[int, typer.Option(help="Videos for training.")] = 800,
     val: Annotated[int, typer.Option(help="Videos for validation.")] = 160,
     test: Annotated[int, typer.Option(help="Videos for the test.")] = 320,
     seed: Annotated[int, typer.Option(help="Another seed, other videos.")] = 0,
     noise: Annotated[float, typer.Option(help="Standard deviation of the camera noise, grey levels.")] = 4.0,
     min_gap: Annotated[int | None, typer.Option(help="Task order: least frames between the flashes.")] = None,
+    segments: Annotated[int | None, typer.Option(help="sound_or_picture: segments per video; default: 5.")] = None,
+    segment_frames: Annotated[
+        int | None, typer.Option(help="sound_or_picture: frames per segment, 1.28 s at least; default: 8.")
+    ] = None,
+    informative: Annotated[
+        float | None,
+        typer.Option(help="sound_or_picture: probability that a segment's picture or sound tells; default: 0.4."),
+    ] = None,
+    distractors: Annotated[
+        float | None, typer.Option(help="sound_or_picture: probability that a segment misleads; default: 0.3.")
+    ] = None,
+    silent: Annotated[
+        float | None,
+        typer.Option(help="sound_or_picture: share of videos without sound stream, up to 2/3; default: 0."),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace a folder that this command made.")] = False,
 ) -> None:
     """Make the videos of a controlled task: the class depends on one thing, and everything else is matched."""
     from infra.settings import Settings
-    from tasks.ops.controlled import MIRRORED, NEEDS, checked_config, class_names
+    from tasks.ops.controlled import checked_config
     from tasks.ops.controlled_files import write_task
 
+    given = {
+        "num_frames": frames,
+        "fps": fps,
+        "min_gap": min_gap,
+        "segments": segments,
+        "segment_frames": segment_frames,
+        "informative": informative,
+        "distractors": distractors,
+        "silent": silent,
+    }
     config = checked_config(
         {
             "task": task,
@@ -196,10 +225,8 @@ def synth(
             "num_val": val,
             "num_test": test,
             "size": size,
-            "num_frames": frames,
-            "fps": fps,
             "noise": noise,
-            "min_gap": min_gap,
+            **{name: value for name, value in given.items() if value is not None},
         }
     )
     if Settings().progress:
@@ -207,9 +234,9 @@ def synth(
             count = write_task(folder, config, force, step)
     else:
         count = write_task(folder, config, force)
-    print(f"{count} videos of {len(class_names(config.task))} classes in {folder}")
-    print(f"the class can be told from: {NEEDS[config.task]}")
-    if task in MIRRORED:
+    print(f"{count} videos of {len(config.classes)} classes in {folder}")
+    print(f"the class can be told from: {config.needs}")
+    if config.mirrored:
         print("a mirrored video belongs to another class: train with `flip: false`")
     print(f"\nNext:\n  fovea data init {folder}")
 

@@ -11,6 +11,7 @@ FAMILIES: dict[str, str] = {
     "adafocus": "training.adafocus",
     "resnet_rs": "training.resnet_rs",
     "movinet": "training.movinet",
+    "adamml": "training.adamml",
 }
 """Family → package. A family's package exports `STAGES` (tuple of Stage), `MODELS` (name → function
 `(overrides: dict[str, str]) -> CostRow`, built on the meta device) and may export `app`, a typer app."""

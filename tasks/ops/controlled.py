@@ -21,6 +21,8 @@ half of the flashes are not seen. Steps are that large and flashes that short on
 
 The frame is a torus for the moving sprite: it leaves on one side and comes back on the other. Without that, border
 contacts would tell directions and speeds.
+
+An eighth task, `sound_or_picture`, has sound and settings of its own: `tasks.ops.sound_or_picture`.
 """
 
 import math
@@ -31,6 +33,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from data_specs.load import did_you_mean
 from data_specs.schema import Strict
+from tasks.ops import sound_or_picture
+from tasks.ops.sound_or_picture import SoundOrPictureConfig
 
 Task = Literal["direction", "speed", "order", "flicker", "late", "static", "detail"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -145,6 +149,26 @@ class ControlledConfig(Strict):
         return self.size // (2 if self.task in ("static", "detail") else 4)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return class_names(self.task)
+
+    @property
+    def needs(self) -> str:
+        """What the class can be told from."""
+        return NEEDS[self.task]
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether a mirrored video belongs to another class."""
+        return self.task in MIRRORED
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What `task.json` says beyond the configuration."""
+        return {"sprite_side": self.side}
+
+    @property
     def late_frame(self) -> int:
         """First frame in which the event of `late` can happen."""
         return math.ceil(LATE_SHARE * self.num_frames)
@@ -163,17 +187,23 @@ def class_names(task: Task) -> tuple[str, ...]:
     }[task]
 
 
-def checked_config(values: Mapping[str, object]) -> ControlledConfig:
+def checked_config(values: Mapping[str, object]) -> ControlledConfig | SoundOrPictureConfig:
     """Return the configuration, or say in plain words what is wrong with it.
 
     Raises:
         ValueError: unknown task or field, value out of bounds, or values that do not fit the task.
     """
-    task = values.get("task")
-    if task not in TASKS:
-        raise ValueError(f"no task {task!r}{did_you_mean(str(task), TASKS)} (known: {', '.join(TASKS)})")
+    task, known = values.get("task"), (*TASKS, sound_or_picture.TASK)
+    if task not in known:
+        raise ValueError(f"no task {task!r}{did_you_mean(str(task), known)} (known: {', '.join(known)})")
+    models: list[type[ControlledConfig] | type[SoundOrPictureConfig]] = [ControlledConfig, SoundOrPictureConfig]
+    model, other = reversed(models) if task == sound_or_picture.TASK else models
+    foreign = [name for name in values if name in other.model_fields and name not in model.model_fields]
+    if foreign:
+        own = ", ".join(name for name in model.model_fields if name not in other.model_fields)
+        raise ValueError(f"{', '.join(foreign)}: no setting of task {task!r}, which has {own}")
     try:
-        return ControlledConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         told = [
             ": ".join([*map(str, item["loc"]), item["msg"].removeprefix("Value error, ")]) for item in error.errors()

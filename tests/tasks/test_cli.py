@@ -58,6 +58,9 @@ def test_manifest(root: Path) -> None:
         (("data", "synth", "late", "raw"), "raw exists; give another folder, or --force"),
         (("data", "synth", "late", "raw", "--force"), "raw has no task.json"),
         (("data", "synth", "speed", "new", "--frames", "8"), "error: num_frames 8 does not fit task 'speed'"),
+        (("data", "synth", "late", "new", "--segments", "3"), "error: segments: no setting of task 'late'"),
+        (("data", "synth", "sound_or_picture", "new", "--frames", "40"), "num_frames: no setting of task 'sound_or_"),
+        (("data", "synth", "sound_or_picture", "new", "--fps", "8"), "segment_frames 8 at fps 8 are 1.00 s"),
     ],
 )
 def test_errors_are_messages(root: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -120,3 +123,20 @@ def test_controlled_task_becomes_a_data_set(root: Path) -> None:
     }
     assert len(set(splits)) == 12  # every class in every split
     assert all(row.path.startswith(f"{row.split}/{row.label}/") for row in rows)
+
+
+def test_videos_with_sound_become_a_data_set(root: Path) -> None:
+    numbers = ("--size", "32", "--segments", "2", "--train", "12", "--val", "12", "--test", "12", "--silent", "0.3")
+    done = run(root, "data", "synth", "sound_or_picture", "data/raw/either", *numbers)
+    assert done.returncode == 0, done.stderr
+    assert "36 videos of 12 classes in data/raw/either" in done.stdout
+    shutil.copytree(ROOT / "params" / "templates", root / "params" / "templates")
+    shutil.copy(ROOT / "params.yaml", root)
+    done = run(root, "data", "init", "data/raw/either", "--yes")
+    assert done.returncode == 0, done.stderr
+    spec = load_spec("either", root / "data_specs" / "datasets")
+    assert (len(spec.labels), spec.parts[0].split, spec.clip.audio, spec.clip.fps) == (12, "official", "keep", None)
+    rows = read_manifest(write_manifest(spec, Settings(root=root)))
+    assert sorted((row.split, row.label) for row in rows) == sorted(
+        (split, label) for split in ("train", "val", "test") for label in spec.labels
+    )

@@ -2,6 +2,7 @@
 
 Clips are 32 to 64 pixels of noise over a coloured background (colour = class) with the frame number
 written into the picture as eight bright or dark blocks, so tests can read back which frames were decoded.
+Two of three have sound: a tone (pitch = class) in noise.
 """
 
 import hashlib
@@ -46,19 +47,37 @@ def draw_clip(number: int, label: int, height: int, width: int, num_frames: int)
     return frames
 
 
+SOUND_RATE = 24000
+
+
+def draw_sound(number: int, label: int, seconds: float) -> NDArray[np.int16] | None:
+    """Return (S,) at 24 kHz: the tone of the class, in noise; None for the first three of each nine clips."""
+    if number // 3 % 3 == 0:
+        return None
+    time = np.arange(round(seconds * SOUND_RATE)) / SOUND_RATE
+    noise = np.random.default_rng(number).normal(0, 400, len(time))
+    return np.asarray(6000 * np.sin(2 * np.pi * 500 * 2**label * time) + noise).astype(np.int16)
+
+
 def read_frame_number(frame: NDArray[np.uint8]) -> int:
     """Return the number that `draw_clip` wrote into a frame (H,W,3)."""
     block = frame.shape[1] // 8
     return sum(int(frame[2:6, bit * block + 1 : (bit + 1) * block - 1].mean() > 125) << bit for bit in range(8))
 
 
-def encode_mp4(frames: NDArray[np.uint8], path: Path, *options: str, fps: int = 10) -> bytes:
-    """Encode (T,H,W,3) as H.264 with the wheel's ffmpeg."""
+def encode_mp4(
+    frames: NDArray[np.uint8], path: Path, *options: str, fps: int = 10, sound: NDArray[np.int16] | None = None
+) -> bytes:
+    """Encode (T,H,W,3) as H.264 with the wheel's ffmpeg, and mono sound at 24 kHz as AAC."""
     import imageio_ffmpeg
 
     height, width = frames.shape[1:3]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-threads", "1"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    if sound is not None:
+        heard = path.with_suffix(".pcm")
+        heard.write_bytes(sound.astype("<i2").tobytes())
+        command += ["-f", "s16le", "-ar", str(SOUND_RATE), "-ac", "1", "-i", str(heard), "-c:a", "aac", "-b:a", "64k"]
     command += ["-c:v", "libx264", "-preset", "ultrafast", "-crf", "18", "-pix_fmt", "yuv420p"]
     command += ["-movflags", "+faststart", *options, str(path)]
     subprocess.run(command, input=frames.tobytes(), check=True, timeout=60)
@@ -139,13 +158,25 @@ def make_samples(scratch: Path, split: str, count: int, first: int) -> list[tupl
         label, num_frames = number % len(CLASSES), 10 + number % 4
         frames = draw_clip(number, label, height, width, num_frames)
         options = ("-g", "4", "-bf", "2") if number % 2 else ("-bf", "2", "-preset", "veryfast")
-        content = encode_mp4(frames, scratch / "clip.mp4", *options)
-        record = make_record(f"clip-{number:03d}", split, label, num_frames, height, width)
+        sound = draw_sound(number, label, num_frames / 10)
+        content = encode_mp4(frames, scratch / "clip.mp4", *options, sound=sound)
+        key = f"clip-{number:03d}"
+        record = make_record(key, split, label, num_frames, height, width, has_audio=sound is not None)
         samples.append((record, {"mp4": content}))
     return samples
 
 
-def make_record(key: str, split: str, label: Any, num_frames: int, height: int, width: int, **more: Any) -> ClipRecord:
+def make_record(
+    key: str,
+    split: str,
+    label: Any,
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    has_audio: bool = False,
+    **more: Any,
+) -> ClipRecord:
     """Return the record of a drawn clip."""
     return ClipRecord(
         key=key,
@@ -159,7 +190,7 @@ def make_record(key: str, split: str, label: Any, num_frames: int, height: int, 
         width=width,
         height=height,
         duration_s=num_frames / 10,
-        has_audio=False,
+        has_audio=has_audio,
         **more,
     )
 

@@ -76,11 +76,15 @@ class AdaMMLConfig(Strict):
     recurrent: bool
     """Off: the heads see the joint feature of their own segment only (§4.3, "no LSTM")."""
     feed_back: bool
-    """Whether the LSTM also gets the logits of the segment before (the public code does, the paper's formula does not)."""
+    """Whether the LSTM also gets the logits of the segment before: the public code does, the formula does not."""
     shared_decision: bool
     """One decision for all modalities of a segment (an ablation)."""
     spectrogram: SpectrogramConfig | None
     """How sound becomes a picture; needed where `audio` is a modality."""
+    constants: Literal["measured", "corrected", "release"]
+    """What a segment costs: `measured`, MACs as executed; `release`, the constants of the public code (convolutions
+    only, only for the paper's sizes), of which that of the rgbdiff policy is 1.96 times too high; `corrected`, the
+    same with that one mended."""
     mean: Literal["segments", "used"]
     """What a video's score is divided by: the number of its segments, skipped ones included (the public code), or the
     fusion weights of what was used, which makes scores of different videos comparable (mAP)."""
@@ -248,6 +252,11 @@ class JointConfig(_RecognitionConfig):
         if self.fit.steps % (2 * self.round_steps):
             raise ValueError(
                 f"fit.steps {self.fit.steps} must be a multiple of 2 · round_steps {2 * self.round_steps}: whole rounds"
+            )
+        if self.fit.eval_every % (2 * self.round_steps):
+            raise ValueError(
+                f"fit.eval_every {self.fit.eval_every} must be a multiple of 2 · round_steps {2 * self.round_steps}: "
+                "within a round recognition and policy do not belong together"
             )
         return self
 

@@ -2,6 +2,8 @@
 
 All share `.out_channels`, `.features_map(x) -> (N,C,h,w)` and `.forward(x) -> (N,C)` (logits when built with
 `num_classes`). Those of `VIDEO_BACKBONES` take videos (N,3,T,H,W) instead of images, and their map is (N,C,t,h,w).
+The others have an option `in_channels`, and `.parts()`, whose composition is `features_map`, with `.temporal_pools`:
+after how many parts a pool over time belongs, where the images are frames of clips.
 """
 
 import difflib

@@ -3,7 +3,10 @@
 Names and shapes of the state dict are those of torchvision's model, so its weight files load by path.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -60,6 +63,12 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
+def _first_block(channels: int) -> int:
+    """Return the place in `features` of the first block of the stage that has so many channels at width 1."""
+    stages = [stage_channels for _, stage_channels, _, _ in BLOCKS]
+    return 1 + sum(repetitions for _, _, repetitions, _ in BLOCKS[: stages.index(channels)])
+
+
 class MobileNetV2(nn.Module):
     """MobileNetV2 over single images.
 
@@ -68,7 +77,12 @@ class MobileNetV2(nn.Module):
         width: multiplier of all channel counts.
         dropout: before the head.
         padding: `torch` (symmetric, torchvision's weights) or `tf_same` (weights from TensorFlow and Keras).
+        in_channels: channels of the images.
     """
+
+    temporal_pools: ClassVar[tuple[int, ...]] = (1, 2)
+    """After how many of `parts` a pool over time belongs, where the images are frames: before the stages of 64 and of
+    160 channels."""
 
     def __init__(
         self,
@@ -77,12 +91,13 @@ class MobileNetV2(nn.Module):
         width: float = 1.0,
         dropout: float = 0.2,
         padding: Padding = "torch",
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if padding not in ("torch", "tf_same"):
             raise ValueError(f"padding must be 'torch' or 'tf_same', got {padding!r}")
         channels = round_channels(32 * width)
-        layers: list[nn.Module] = [_conv_norm(3, channels, 3, stride=2, padding=padding)]
+        layers: list[nn.Module] = [_conv_norm(in_channels, channels, 3, stride=2, padding=padding)]
         for expansion, base, repetitions, first_stride in BLOCKS:
             out_channels = round_channels(base * width)
             for position in range(repetitions):
@@ -107,13 +122,23 @@ class MobileNetV2(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
 
+    def parts(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """Return what `features_map` is the composition of: cut before the stages of 64 and of 160 channels."""
+        cuts = (0, *(_first_block(channels) for channels in (64, 160)), len(self.features))
+        return tuple(partial(self._run, first, last) for first, last in pairwise(cuts))
+
+    def _run(self, first: int, last: int, x: Tensor) -> Tensor:
+        for index in range(first, last):
+            x = self.features[index](x)
+        return x
+
     def features_map(self, x: Tensor) -> Tensor:
-        """(N,3,H,W) → (N,out_channels,⌈H/32⌉,⌈W/32⌉)."""
+        """(N,in_channels,H,W) → (N,out_channels,⌈H/32⌉,⌈W/32⌉)."""
         features: Tensor = self.features(x)
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N,3,H,W) → pooled (N,out_channels), or logits (N,num_classes) with a head."""
+        """(N,in_channels,H,W) → pooled (N,out_channels), or logits (N,num_classes) with a head."""
         pooled = self.features_map(x).mean(dim=(2, 3))
         if self.classifier is None:
             return pooled

@@ -3,6 +3,7 @@
 Names and shapes of the state dict are those of torchvision's models, so its weight files load by path.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -97,18 +98,29 @@ class ResNet(nn.Module):
         depth: 18, 34, 50, 101 or 152.
         num_classes: classes of the head `fc`; None leaves the head out.
         zero_init_residual: start each block as the identity (last normalisation's scale 0).
+        in_channels: channels of the images.
 
     Raises:
         ValueError: unknown depth.
     """
 
-    def __init__(self, depth: int = 50, num_classes: int | None = None, *, zero_init_residual: bool = False) -> None:
+    temporal_pools: ClassVar[tuple[int, ...]] = (2, 3, 4)
+    """After how many of `parts` a pool over time belongs, where the images are frames: after `layer1` to `layer3`."""
+
+    def __init__(
+        self,
+        depth: int = 50,
+        num_classes: int | None = None,
+        *,
+        zero_init_residual: bool = False,
+        in_channels: int = 3,
+    ) -> None:
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"no ResNet of depth {depth}; known: {', '.join(map(str, DEPTHS))}")
         kind, blocks = DEPTHS[depth]
         block: type[BasicBlock] | type[Bottleneck] = BasicBlock if kind == "basic" else Bottleneck
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -133,11 +145,19 @@ class ResNet(nn.Module):
                 if isinstance(module, BasicBlock | Bottleneck):
                     nn.init.zeros_(module.last_norm.weight)
 
+    def stem(self, x: Tensor) -> Tensor:
+        """(N,in_channels,H,W) → (N,64,⌈H/4⌉,⌈W/4⌉)."""
+        pooled: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return pooled
+
+    def parts(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """Return what `features_map` is the composition of: the stem and the four stages."""
+        return (self.stem, *(getattr(self, f"layer{index}") for index in range(1, 5)))
+
     def features(self, x: Tensor) -> Tensor:
-        """(N,3,H,W) → (N,out_channels,⌈H/32⌉,⌈W/32⌉)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for index in range(1, 5):
-            x = getattr(self, f"layer{index}")(x)
+        """(N,in_channels,H,W) → (N,out_channels,⌈H/32⌉,⌈W/32⌉)."""
+        for part in self.parts():
+            x = part(x)
         return x
 
     def features_map(self, x: Tensor) -> Tensor:
@@ -145,7 +165,7 @@ class ResNet(nn.Module):
         return self.features(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N,3,H,W) → pooled (N,out_channels), or logits (N,num_classes) with a head."""
+        """(N,in_channels,H,W) → pooled (N,out_channels), or logits (N,num_classes) with a head."""
         pooled = self.features(x).mean(dim=(2, 3))
         if self.fc is None:
             return pooled

@@ -11,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from training.core.config import DataConfig
-from training.core.data_batches import BatchAssembler, SampleError, decode_unknown
+from training.core.data_batches import BatchAssembler, batch_of_one
 from training.core.data_index import DataError, IndexSource, Source
+from training.core.data_sample import ClipReader, SampleError, any_video
 from training.core.decode import DecodeError, resolve_decoder
-from training.core.sampling import clip_seed
 from training.core.system import RawBatch
 from training.core.transforms import ClipTransform, source_rectangle
 
@@ -255,6 +253,9 @@ def check_ranks(config: DataConfig, rank: int, world: int) -> None:
 def load_clip(source: Path | bytes, config: DataConfig, *, decoder: str, key: str = "0") -> RawBatch:
     """Decode one video from anywhere as a batch of one, sampled as in evaluation.
 
+    With `data.sound` it comes with its sound, zeros where the video has none; with `data.flow`, with optical flow that
+    is extracted from its frames.
+
     Args:
         source: a video file, or its bytes.
         decoder: rung of the model's training, or `auto`.
@@ -270,20 +271,12 @@ def load_clip(source: Path | bytes, config: DataConfig, *, decoder: str, key: st
     name = str(source) if isinstance(source, Path) else f"video of {len(source)} bytes"
     if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(f"{source} is not a file")
-    seed = clip_seed(0, 0, key)
     rung = resolve_decoder(decoder)
+    reader = ClipReader(any_video(source, key), config, decoder=rung, train=False, seed=0, extract=True)
     try:
-        frames = decode_unknown(source, config, decoder=rung, train=False, seed=seed)
+        return batch_of_one(reader.read(), config, key=key, seed=reader.seed)
     except DecodeError as error:
         raise DecodeError(f"{name}: {error}") from error
-    return RawBatch(
-        frames_BTHWC=torch.from_numpy(frames)[None],
-        size_B2=torch.tensor([frames.shape[1:3]], dtype=torch.int64),
-        label_B=torch.tensor([-1]),
-        key=(key,),
-        seed_B=torch.tensor([seed], dtype=torch.int64),
-        valid_B=torch.tensor([True]),
-    )
 
 
 def check_coverage(keys: Sequence[str], expected: Sequence[str]) -> None:

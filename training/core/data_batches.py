@@ -7,10 +7,10 @@ clip through shared memory; the decoders release the interpreter lock, so thread
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,46 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.core.config import DataConfig
-from training.core.decode import (
-    DecodeError,
-    count_frames,
-    count_packets,
-    decode_clip,
-    decode_jpegs,
-    reproduce_line,
-)
-from training.core.sampling import clip_seed, frame_positions, nearest_stored
+from training.core.data_sample import ClipReader, Decoded, Label, Sample
+from training.core.sampling import clip_seed
 from training.core.system import RawBatch
 
-__all__ = ["BatchAssembler", "Sample", "SampleError", "decode_unknown"]
-
-Frame = NDArray[np.uint8]
-Label = int | tuple[int, ...]
-
-
-class SampleError(RuntimeError):
-    """A sample of a shard cannot be turned into frames; the message has key, shard, decoder and a command."""
-
-
-class Sample(NamedTuple):
-    """One clip to decode."""
-
-    key: str
-    label: Label
-    epoch: int
-    valid: bool
-    """False for the padding of the last evaluation batch."""
-    num_frames: int | None
-    """None where no record says it (foreign tars): then it is counted."""
-    size: tuple[int, int] | None
-    """Height and width in pixels; None where no record says it."""
-    frame_index: tuple[int, ...] | None
-    """Which frames are stored, for `jpgs`."""
-    origin: str
-    """Path or URL of the tar."""
-    extension: str
-    read: Callable[[], bytes]
-    """Returns the bytes of the clip."""
+__all__ = ["BatchAssembler", "batch_of_one"]
 
 
 @dataclass
@@ -65,7 +30,9 @@ class _Pending:
     samples: Sequence[Sample]
     frames: Tensor | None
     """Canvas, when all sizes are known beforehand."""
-    futures: list["Future[Frame]"]
+    flow: Tensor | None
+    """The same for optical flow, where it is wanted."""
+    futures: list["Future[Decoded]"]
 
 
 class BatchAssembler:
@@ -91,7 +58,8 @@ class BatchAssembler:
         self._pin = pin
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[_Pending] = deque()
-        self._buffers: list[NDArray[np.uint8]] = []
+        # Batches, and within them frames and flow, are of different sizes: each kind has its own memory.
+        self._buffers: dict[str, list[NDArray[np.uint8]]] = {"frames": [], "flow": []}
 
     def run(self, plans: Iterable[list[Sample]]) -> Iterator[RawBatch]:
         """Yield one batch per list of samples; an error surfaces at its own batch, not before."""
@@ -130,46 +98,67 @@ class BatchAssembler:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-        self._buffers.clear()
+        for buffers in self._buffers.values():
+            buffers.clear()
 
     def _start(self, samples: list[Sample]) -> _Pending:
         assert self._pool is not None
         sizes = [sample.size for sample in samples if sample.size is not None]
         if len(sizes) < len(samples):
-            return _Pending(samples, None, [self._pool.submit(self._decode, sample, None) for sample in samples])
-        frames = self._canvas(len(samples), sizes)
-        canvas = frames.numpy()
+            return _Pending(samples, None, None, [self._pool.submit(self._read, sample) for sample in samples])
+        frames, flow = self._canvas(sizes), self._flow_canvas(sizes)
         futures = []
         for place, (height, width) in enumerate(sizes):
-            canvas[place, :, height:] = 0
-            canvas[place, :, :height, width:] = 0
-            futures.append(self._pool.submit(self._decode, samples[place], canvas[place, :, :height, :width]))
-        return _Pending(samples, frames, futures)
+            views: list[NDArray[np.uint8] | None] = []
+            for canvas in (frames, flow):
+                if canvas is None:
+                    views.append(None)
+                    continue
+                clip = canvas[place].numpy()
+                clip[:, height:] = 0
+                clip[:, :height, width:] = 0
+                views.append(clip[:, :height, :width])
+            futures.append(self._pool.submit(self._read, samples[place], *views))
+        return _Pending(samples, frames, flow, futures)
 
-    def _canvas(self, count: int, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        height, width = (max(axis) for axis in zip(*sizes, strict=True))
-        frames = self._config.num_frames if self._train else self._config.eval_frames
-        shape = (count, frames, height, width, 3)
+    def _canvas(self, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        frames = self._frames_per_video()
+        return self._empty("frames", (len(sizes), frames, *_largest(sizes), 3))
+
+    def _flow_canvas(self, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
+        config = self._config
+        if not config.flow:
+            return None
+        fields = self._clips_per_video() * config.num_frames * (config.stack - 1)
+        return self._empty("flow", (len(sizes), fields, *_largest(sizes), 2))
+
+    def _frames_per_video(self) -> int:
+        return self._config.train_frames if self._train else self._config.eval_frames
+
+    def _clips_per_video(self) -> int:
+        return self._config.train_clips if self._train else self._config.eval_clips
+
+    def _empty(self, kind: str, shape: tuple[int, ...]) -> Tensor:
         if self._pin:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        return torch.from_numpy(self._buffer(math.prod(shape)).reshape(shape))
+        return torch.from_numpy(self._buffer(self._buffers[kind], math.prod(shape)).reshape(shape))
 
-    def _buffer(self, size: int) -> NDArray[np.uint8]:
+    def _buffer(self, buffers: list[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
         """Return uninitialised memory, that of a batch which nobody holds any more where possible.
 
         Fresh memory would be mapped page by page for each batch, which costs about a tenth of the
         decoding. A tensor or view made of a buffer holds a reference to it, so a buffer with no reference
         but the list's is free.
         """
-        for place in range(len(self._buffers)):
-            if sys.getrefcount(self._buffers[place]) > 2:  # the list's reference and the argument's
+        for place in range(len(buffers)):
+            if sys.getrefcount(buffers[place]) > 2:  # the list's reference and the argument's
                 continue
-            if self._buffers[place].size < size:
-                self._buffers[place] = np.empty(size, dtype=np.uint8)
-            return self._buffers[place][:size]
+            if buffers[place].size < size:
+                buffers[place] = np.empty(size, dtype=np.uint8)
+            return buffers[place][:size]
         buffer = np.empty(size, dtype=np.uint8)
-        if len(self._buffers) < self._config.prefetch + 3:
-            self._buffers.append(buffer)
+        if len(buffers) < self._config.prefetch + 3:
+            buffers.append(buffer)
         return buffer[:size]
 
     def _finish(self, pending: _Pending) -> RawBatch:
@@ -179,22 +168,37 @@ class BatchAssembler:
             for future in pending.futures:
                 future.cancel()
             raise
-        frames = pending.frames
+        sizes = [_size(clip) for clip in clips]
+        frames, flow = pending.frames, pending.flow
         if frames is None:
-            frames = self._canvas(len(clips), [clip.shape[1:3] for clip in clips]).zero_()
-            canvas = frames.numpy()
-            for place, clip in enumerate(clips):
-                canvas[place, :, : clip.shape[1], : clip.shape[2]] = clip
+            frames, flow = self._canvas(sizes), self._flow_canvas(sizes)
+            _fill(frames, [clip.frames for clip in clips])
+            if flow is not None:
+                _fill(flow, [clip.flow for clip in clips if clip.flow is not None])
+        sound, has_sound = self._sound(clips)
         samples = pending.samples
         seeds = [clip_seed(self._seed, sample.epoch, sample.key) for sample in samples]
         return RawBatch(
             frames_BTHWC=frames,
-            size_B2=self._tensor([clip.shape[1:3] for clip in clips], torch.int64),
+            size_B2=self._tensor(sizes, torch.int64),
             label_B=self._labels([sample.label for sample in samples]),
             key=tuple(sample.key for sample in samples),
             seed_B=self._tensor(seeds, torch.int64),
             valid_B=self._tensor([sample.valid for sample in samples], torch.bool),
+            sound_BSN=sound,
+            has_sound_B=has_sound,
+            flow_BTHWC=flow,
         )
+
+    def _sound(self, clips: Sequence[Decoded]) -> tuple[Tensor | None, Tensor | None]:
+        if (config := self._config.sound) is None:
+            return None, None
+        shape = (len(clips), self._clips_per_video(), config.samples)
+        sound = torch.zeros(shape, dtype=torch.int16, pin_memory=self._pin)
+        for place, clip in enumerate(clips):
+            if clip.sound is not None:
+                sound[place] = torch.from_numpy(clip.sound)
+        return sound, self._tensor([clip.sound is not None for clip in clips], torch.bool)
 
     def _tensor(self, values: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, pin_memory=self._pin)
@@ -207,55 +211,46 @@ class BatchAssembler:
             hot[row, [label] if isinstance(label, int) else list(label)] = 1
         return hot
 
-    def _decode(self, sample: Sample, out: Frame | None) -> Frame:
-        seed = clip_seed(self._seed, sample.epoch, sample.key)
-        positions: NDArray[np.int64] | None = None
-        try:
-            content = sample.read()
-            if sample.num_frames is None:
-                return decode_unknown(content, self._config, decoder=self._decoder, train=self._train, seed=seed)
-            positions = frame_positions(sample.num_frames, self._config, train=self._train, seed=seed)
-            if sample.extension != "jpgs":
-                return decode_clip(content, positions, self._decoder, out)
-            if sample.frame_index is None:
-                raise DecodeError("its record has no frame_index, which a jpgs sample must have")
-            positions = nearest_stored(positions, sample.frame_index)
-            return decode_jpegs(content, positions, self._decoder, out)
-        except Exception as error:
-            member = f"{sample.key}.{sample.extension}"
-            command = reproduce_line(
-                sample.origin, self._decoder, [0] if positions is None else list(positions), member
-            )
-            raise SampleError(
-                f"sample {sample.key!r} of {sample.origin} (decoder {self._decoder}): {error}\n  repeat with: {command}"
-            ) from error
+    def _read(
+        self, sample: Sample, frames: NDArray[np.uint8] | None = None, flow: NDArray[np.uint8] | None = None
+    ) -> Decoded:
+        reader = ClipReader(sample, self._config, decoder=self._decoder, train=self._train, seed=self._seed)
+        return reader.checked(frames, flow)
 
 
-def decode_unknown(
-    source: Any, config: DataConfig, *, decoder: str, train: bool, seed: int, out: Frame | None = None
-) -> Frame:
-    """Decode a video whose length no record says.
+def batch_of_one(clip: Decoded, config: DataConfig, *, key: str, seed: int) -> RawBatch:
+    """Return a clip that was read as in evaluation as a batch without label (−1)."""
+    sound = has_sound = None
+    if config.sound is not None:
+        sound = torch.zeros((1, config.eval_clips, config.sound.samples), dtype=torch.int16)
+        has_sound = torch.tensor([clip.sound is not None])
+        if clip.sound is not None:
+            sound[0] = torch.from_numpy(clip.sound)
+    return RawBatch(
+        frames_BTHWC=torch.from_numpy(clip.frames)[None],
+        size_B2=torch.tensor([_size(clip)], dtype=torch.int64),
+        label_B=torch.tensor([-1]),
+        key=(key,),
+        seed_B=torch.tensor([seed], dtype=torch.int64),
+        valid_B=torch.tensor([True]),
+        sound_BSN=sound,
+        has_sound_B=has_sound,
+        flow_BTHWC=None if clip.flow is None else torch.from_numpy(clip.flow)[None],
+    )
 
-    Counts packets first, which costs no decoding; when that promises more frames than there are,
-    counts by decoding.
 
-    Args:
-        source: bytes or path.
-        seed: of the frame choice, in training.
+def _size(clip: Decoded) -> tuple[int, int]:
+    """Return height and width of a clip; what was decoded knows better than the container."""
+    seen = clip.flow if clip.flow is not None and not len(clip.frames) else clip.frames
+    return seen.shape[1], seen.shape[2]
 
-    Returns:
-        (T,H,W,3) uint8.
 
-    Raises:
-        DecodeError: not decodable.
-    """
-    count = count_packets(source)
-    if count < 1:
-        raise DecodeError("it has no video frames")
-    try:
-        return decode_clip(source, frame_positions(count, config, train=train, seed=seed), decoder, out)
-    except DecodeError:
-        actual = count_frames(source)
-        if actual == count or actual < 1:
-            raise
-        return decode_clip(source, frame_positions(actual, config, train=train, seed=seed), decoder, out)
+def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    height, width = (max(axis) for axis in zip(*sizes, strict=True))
+    return height, width
+
+
+def _fill(canvas: Tensor, clips: Sequence[NDArray[np.uint8]]) -> None:
+    pixels = canvas.zero_().numpy()
+    for place, clip in enumerate(clips):
+        pixels[place, :, : clip.shape[1], : clip.shape[2]] = clip

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_specs.schema import ClipRecord, IndexEntry, ShardIndex, ShardInfo, read_index
-from training.core.data_batches import Label, Sample
+from training.core.data_sample import EXTRAS, Label, Sample
 from training.core.sampling import epoch_order
 
 __all__ = ["DataError", "IndexSource", "Source", "SplitIndex"]
@@ -63,10 +63,13 @@ class SplitIndex:
         self.shards = [shard.name for shard in shards]
         self.keys: list[str] = []
         self.labels: list[Label] = []
+        self.extras: list[dict[str, tuple[int, int]]] = []
+        """Name → offset and size of each sample's members of `EXTRAS`."""
         columns: list[tuple[int, ...]] = []
         for number, shard in enumerate(shards):
             for entry in read_entries(folder, shard):
                 columns.append((number, entry.num_frames, *self._members(entry, shard)))
+                self.extras.append({name: entry.members[name] for name in EXTRAS if name in entry.members})
                 self.keys.append(entry.key)
                 self.labels.append(_label(entry, shard, len(self.info.classes)))
         table = np.array(columns, dtype=np.int64)
@@ -119,7 +122,7 @@ class SplitIndex:
 
     def sample(self, number: int, epoch: int, *, valid: bool = True) -> Sample:
         """Return what is needed to decode a sample."""
-        jpgs = self.extension == "jpgs"
+        record = self.record(number) if self.extension == "jpgs" else None
         return Sample(
             key=self.keys[number],
             label=self.labels[number],
@@ -127,10 +130,12 @@ class SplitIndex:
             valid=valid,
             num_frames=int(self.num_frames[number]),
             size=self.frame_size(number),
-            frame_index=self.record(number).frame_index if jpgs else None,
+            frame_index=record.frame_index if record else None,
             origin=self.path(number),
             extension=self.extension,
             read=partial(self.read, number),
+            fps=record.fps if record else None,
+            extras={name: partial(self._pread, number, *place) for name, place in self.extras[number].items()},
         )
 
     def _members(self, entry: IndexEntry, shard: ShardInfo) -> tuple[int, int, int, int]:

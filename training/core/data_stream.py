@@ -16,6 +16,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from pydantic import ValidationError
 
 from data_specs.schema import ClipRecord, digest, read_index
 from training.core.config import DataConfig
-from training.core.data_batches import Label, Sample
 from training.core.data_index import DataError, read_entries
+from training.core.data_sample import EXTRAS, Label, Sample
 from training.core.sampling import clip_seed, epoch_order
 
 __all__ = ["SHUFFLE_BUFFER", "StreamSource", "open_folder", "open_urls"]
@@ -386,4 +387,6 @@ def _sample(found: dict[str, Any], label: Label, epoch: int) -> Sample:
         origin=found["__url__"],
         extension=extension,
         read=lambda: bytes(content),
+        fps=record.fps if record else None,
+        extras={name: partial(bytes, found[name]) for name in EXTRAS if name in found},
     )

@@ -25,6 +25,7 @@ from training.core.decode_rungs import RUNGS, DecodeError, opened, video_stream
 __all__ = [
     "LADDER",
     "DecodeError",
+    "coded_size",
     "count_frames",
     "count_packets",
     "decode_clip",
@@ -165,6 +166,22 @@ def count_frames(source: Source) -> int:
         raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
 
 
+def coded_size(source: Source) -> tuple[int, int]:
+    """Return height and width of a video as its container says, without decoding (PyAV).
+
+    Raises:
+        DecodeError: no readable container or no video stream.
+    """
+    import av
+
+    try:
+        with av.open(opened(source), metadata_errors="ignore") as container:
+            context = video_stream(container).codec_context
+            return int(context.height), int(context.width)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
+
+
 def decode_jpegs(member: bytes, places: Index, decoder: str, out: Frame | None = None) -> Frame:
     """Decode chosen frames of a `jpgs` member.
 
@@ -239,6 +256,10 @@ def main(arguments: Sequence[str]) -> None:
             source = file.read()
     if member and member[0].endswith(".jpgs") and isinstance(source, bytes):
         result = decode_jpegs(source, positions, decoder)
+    elif member and member[0].endswith(".flow") and isinstance(source, bytes):
+        from data_specs.flows import unpack_flow
+
+        result = unpack_flow(source, positions.tolist())
     else:
         result = decode_clip(source, positions, decoder)
     print(f"decoded {result.shape} with {decoder}, mean {result.mean():.2f}")

@@ -16,7 +16,7 @@ from typing import Any
 from data_specs.schema import ShardIndex, digest, read_index
 from infra.settings import Settings
 from training.core.config import ConfigError, DataConfig, validate
-from training.core.stage import Stage, StagePaths, StageRef, paths_of
+from training.core.stage import Stage, StagePaths, StageRef, paths_of, upstream_key, upstream_ref
 from training.core.tracking import (
     Run,
     RunRecord,
@@ -259,17 +259,17 @@ def read_evaluated(settings: Settings, ref: StageRef, stage: Stage, family: str)
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: run `dvc repro {ref}` (or `dvc pull`) first")
     model = paths.upstream.get(stage.subject)
-    if model is None:
+    entry = next((name for name in stage.upstream if upstream_key(name) == stage.subject), None)
+    if model is None or entry is None:
         raise ConfigError(f"stage {stage.name}: subject {stage.subject!r} is not one of its upstreams")
     if not model.is_dir():
         raise FileNotFoundError(f"{model} is missing: run `dvc repro` (or `dvc pull`) of {stage.subject} first")
-    subject, *items = stage.subject.split("-")
     return Evaluated(
         ref=ref,
         stage=stage,
         family=family,
         paths=paths,
-        subject=StageRef(subject, ref.dataset, tuple(items)),
+        subject=upstream_ref(stage, ref, entry),
         model=model,
         model_digest=model_digest(model),
         index=read_index(paths.shards),

@@ -1,8 +1,11 @@
 """Samples by key, straight from the tars: for pages, examples and round trips, not for training."""
 
+import io
 import json
 import os
+import tarfile
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +15,16 @@ from numpy.typing import NDArray
 from data_specs.jpgs import MAGIC, pack_jpgs, unpack_jpgs
 from data_specs.schema import ClipRecord, IndexEntry, read_index
 from training.core.config import DataConfig
-from training.core.sampling import frame_positions, nearest_stored
+from training.core.data_sample import EXTRAS, ClipReader, Decoded, Sample
+from training.core.decode import DecodeError, decode_jpegs, resolve_decoder
+from training.core.sampling import clip_seed, frame_positions, nearest_stored
 
 if TYPE_CHECKING:
     from training.core.system import RawBatch
+
+NAME = "sample"
+TAR_START = f"{NAME}.json\0".encode()
+"""First bytes of a tar that `pack_sample` made: the name of its first member."""
 
 
 def read_samples(shards: Path, keys: Iterable[str], split: str | None = None) -> dict[str, dict[str, bytes]]:
@@ -67,17 +76,23 @@ def source_name(sample: Mapping[str, bytes]) -> str:
 
 
 def clip_of(sample: Mapping[str, bytes], config: DataConfig) -> bytes:
-    """Return the pictures of a sample as bytes that `load_pictures` understands.
+    """Return a sample as bytes that `load_pictures` reads as an evaluation with this config does.
 
-    Of a `jpgs` member only the frames that an evaluation with this config takes are kept, in order.
+    A video as it is, where nothing beside it is read; of a `jpgs` member only the frames that the evaluation takes,
+    in order. Where sound or optical flow lies in a member of its own, or no frame is taken, the sample as a tar.
 
     Raises:
         KeyError: neither `mp4` nor `jpgs`.
     """
-    if "mp4" in sample:
-        return sample["mp4"]
-    if "jpgs" not in sample:
+    clip = next((name for name in ("mp4", "jpgs") if name in sample), None)
+    if clip is None:
         raise KeyError(f"a sample has neither mp4 nor jpgs (it has: {', '.join(sample)})")
+    wanted = {"wav": config.sound is not None, "m4a": config.sound is not None, "flow": config.flow}
+    beside = [name for name in EXTRAS if name in sample and wanted[name]]
+    if beside or (clip == "jpgs" and config.pictures == "none"):
+        return pack_sample({name: sample[name] for name in ("json", clip, *beside)})
+    if clip == "mp4":
+        return sample["mp4"]
     record = ClipRecord.model_validate_json(sample["json"])
     files = unpack_jpgs(sample["jpgs"])
     stored = record.frame_index or tuple(range(len(files)))
@@ -85,33 +100,83 @@ def clip_of(sample: Mapping[str, bytes], config: DataConfig) -> bytes:
     return pack_jpgs([bytes(files[place]) for place in places])
 
 
-def load_pictures(source: Path | bytes, config: DataConfig, *, decoder: str, key: str = "0") -> "RawBatch":
-    """Decode a video, or a buffer of packed JPEG frames, as a batch of one, sampled as in evaluation."""
-    import torch
+def pack_sample(members: Mapping[str, bytes]) -> bytes:
+    """Return a tar of one sample, `json` first: with all that a loader reads of it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in ("json", *(name for name in members if name != "json")):
+            info = tarfile.TarInfo(f"{NAME}.{name}")
+            info.size = len(members[name])
+            tar.addfile(info, io.BytesIO(members[name]))
+    return buffer.getvalue()
 
+
+def unpack_sample(content: bytes) -> dict[str, bytes]:
+    """Return extension → bytes of a tar of one sample.
+
+    Raises:
+        DecodeError: damaged.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            files = {info.name.partition(".")[2]: tar.extractfile(info) for info in tar}
+            return {name: file.read() for name, file in files.items() if file is not None}
+    except (tarfile.TarError, EOFError) as error:
+        raise DecodeError(f"the packed sample cannot be read: {error}") from error
+
+
+def load_pictures(source: Path | bytes, config: DataConfig, *, decoder: str, key: str = "0") -> "RawBatch":
+    """Decode a video, or what `clip_of` returns, as a batch of one, sampled as in evaluation.
+
+    Packed pictures have no sound, whatever `config` wants.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DecodeError: it cannot be decoded, or has not what `config` wants.
+    """
     from training.core.data import load_clip
-    from training.core.decode import decode_jpegs
-    from training.core.sampling import clip_seed
-    from training.core.system import RawBatch
+    from training.core.data_batches import batch_of_one
 
     content = source
     if isinstance(source, Path) and source.is_file():
         with source.open("rb") as file:
-            if file.read(len(MAGIC)) == MAGIC:
-                content = MAGIC + file.read()
-    if not (isinstance(content, bytes) and content.startswith(MAGIC)):
+            if (start := file.read(len(TAR_START))).startswith((MAGIC, TAR_START)):
+                content = start + file.read()
+    if not (isinstance(content, bytes) and content.startswith((MAGIC, TAR_START))):
         return load_clip(source, config, decoder=decoder, key=key)
+    if content.startswith(TAR_START):
+        rung = resolve_decoder(decoder)
+        reader = ClipReader(_packed(content, key), config, decoder=rung, train=False, seed=0, extract=True)
+        return batch_of_one(reader.read(), config, key=key, seed=reader.seed)
+    if config.flow:
+        raise DecodeError("packed pictures have no optical flow, which this model looks at")
     count = len(unpack_jpgs(content))
     # As many frames as the network takes: they were chosen already.
     places = np.arange(count) if count == config.eval_frames else frame_positions(count, config, train=False, seed=0)
-    frames = decode_jpegs(content, places, decoder)
-    return RawBatch(
-        frames_BTHWC=torch.from_numpy(frames)[None],
-        size_B2=torch.tensor([frames.shape[1:3]], dtype=torch.int64),
-        label_B=torch.tensor([-1]),
-        key=(key,),
-        seed_B=torch.tensor([clip_seed(0, 0, key)], dtype=torch.int64),
-        valid_B=torch.tensor([True]),
+    clip = Decoded(decode_jpegs(content, places, decoder), None, None)
+    return batch_of_one(clip, config, key=key, seed=clip_seed(0, 0, key))
+
+
+def _packed(content: bytes, key: str) -> Sample:
+    """Return a tar of one sample as the loader's source `index` would."""
+    members = unpack_sample(content)
+    clip = next((name for name in ("mp4", "jpgs") if name in members), None)
+    if clip is None:
+        raise DecodeError(f"the packed sample has neither mp4 nor jpgs (it has: {', '.join(members)})")
+    record = ClipRecord.model_validate_json(members["json"])
+    return Sample(
+        key=key,
+        label=-1,
+        epoch=0,
+        valid=True,
+        num_frames=record.num_frames,
+        size=(record.height, record.width),
+        frame_index=record.frame_index,
+        origin="",
+        extension=clip,
+        read=lambda: members[clip],
+        fps=record.fps,
+        extras={name: partial(members.__getitem__, name) for name in EXTRAS if name in members},
     )
 
 

@@ -63,7 +63,7 @@ class Stage:
     """Primary metric, one of the keys of metrics.json."""
     mode: Literal["max", "min"] = "max"
     subject: str | None = None
-    """For evaluate stages: the upstream whose model is evaluated (and may be registered)."""
+    """For evaluate stages: the upstream whose model is evaluated (and may be registered), by its `upstream_key`."""
     split: Literal["val", "test"] = "val"
     """Split that the final evaluation of this stage uses."""
     scorer: Callable[["ScoreInputs"], "Scorer"] | None = None

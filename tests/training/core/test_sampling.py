@@ -4,9 +4,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from training.core.config import DataConfig, TransformConfig
-from training.core.sampling import clip_seed, epoch_order, frame_positions, nearest_stored
+from training.core.sampling import (
+    centre_frames,
+    clip_positions,
+    clip_seed,
+    epoch_order,
+    field_positions,
+    frame_positions,
+    nearest_stored,
+)
 
 TRANSFORM = TransformConfig(size=32, train_crop="center", eval_short_side=32, flip=False, normalise="imagenet")
 
@@ -207,3 +217,140 @@ def test_options_that_contradict_one_another_are_refused() -> None:
     with pytest.raises(ValueError, match="centre is for one clip"):
         dense(centre="period", eval_clips=2)
     assert dense(short_start="any", overrun="loop", centre="period", stride_jitter=3).stride_jitter == 3
+
+
+# --- clips ------------------------------------------------------------------------------------
+
+
+def clips(**changes: Any) -> DataConfig:
+    """T = 8, stride 4, window 32: the paper's."""
+    base = {"num_frames": 8, "stride": 4, "sampling": "clips", "train_clips": 5, "eval_clips": 10, "stack": 6}
+    return DataConfig(**{**base, "batch_size": 1, "transform": TRANSFORM, **changes})
+
+
+def starts(num_frames: int, *, train: bool, seed: int = 0, **changes: Any) -> list[int]:
+    cfg = clips(**changes)
+    return clip_positions(num_frames, cfg, train=train, seed=seed)[:, 0].tolist()
+
+
+def test_clips_of_an_evaluation_are_evenly_spaced() -> None:
+    # M = 105 - 5 = 100, last start 100 - 32 = 68.
+    assert starts(105, train=False) == [0, 7, 15, 22, 30, 37, 45, 52, 60, 68]
+    assert starts(105, train=False, seed=7) == starts(105, train=False)
+    assert starts(105, train=False, eval_clips=1) == [0]
+    # The window of 32 just fits, and does not: all start at the first frame.
+    assert starts(37, train=False) == starts(20, train=False) == [0] * 10
+    assert starts(38, train=False, eval_clips=2) == [0, 1]
+
+
+def test_positions_of_a_clip_are_a_stride_apart() -> None:
+    positions = clip_positions(105, clips(), train=False, seed=0)
+    assert positions.shape == (10, 8)
+    assert positions.dtype == np.int64
+    assert positions[1].tolist() == [7, 11, 15, 19, 23, 27, 31, 35]
+
+
+def test_short_videos_wrap() -> None:
+    # M = 10: positions 0, 4, 8, 12 mod 10, …
+    assert clip_positions(15, clips(), train=False, seed=0)[3].tolist() == [0, 4, 8, 2, 6, 0, 4, 8]
+    # Shorter than a stack: only the first frame has a position, and stacks repeat the last.
+    assert not clip_positions(4, clips(), train=True, seed=3).any()
+    assert frame_positions(4, clips(), train=False, seed=0)[:6].tolist() == [0, 1, 2, 3, 3, 3]
+
+
+def test_training_starts_fill_their_shares_evenly() -> None:
+    # M = 100, w = (100 - 32) // 5 = 13.
+    seen = np.array([starts(105, train=True, seed=clip_seed(0, 0, str(s))) for s in range(2000)])
+    for clip in range(5):
+        assert set(seen[:, clip].tolist()) == set(range(13 * clip, 13 * clip + 13))
+    # Expected 154 each, standard deviation 12: draws of the clips are independent and even.
+    assert np.abs(np.bincount(seen.ravel(), minlength=65) - 2000 / 13).max() < 65
+    assert abs(np.corrcoef(seen[:, 0], seen[:, 1])[0, 1]) < 0.1
+
+
+def test_without_room_for_shares_every_start_is_free() -> None:
+    # M = 35, w = 0: each from [0, 2], in no order.
+    seen = np.array([starts(40, train=True, seed=s) for s in range(300)])
+    assert all(set(seen[:, clip].tolist()) == {0, 1, 2} for clip in range(5))
+    assert (np.diff(seen, axis=1) < 0).any()
+    # One clip is free in the whole video, up to M - W - 1.
+    single = {starts(105, train=True, seed=s, train_clips=1)[0] for s in range(2000)}
+    assert (min(single), max(single)) == (0, 67)
+    assert starts(37, train=True, seed=5) == [0] * 5
+
+
+def test_pictures_of_clips() -> None:
+    positions = clip_positions(105, clips(), train=False, seed=0)
+    stacks = frame_positions(105, clips(), train=False, seed=0)
+    assert stacks.shape == (10 * 8 * 6,)
+    assert stacks.reshape(10, 8, 6)[3, 2].tolist() == [30 + k for k in range(6)]
+    assert frame_positions(105, clips(pictures="positions"), train=False, seed=0).tolist() == positions.ravel().tolist()
+    listens = clips(pictures="none", stack=1, sound={"rate": 8000, "samples": 100})
+    assert frame_positions(105, listens, train=False, seed=0).shape == (0,)
+    for train in (False, True):
+        cfg = clips()
+        expected = cfg.train_frames if train else cfg.eval_frames
+        assert len(frame_positions(105, cfg, train=train, seed=1)) == expected
+
+
+def test_fields_of_optical_flow() -> None:
+    positions = clip_positions(105, clips(), train=False, seed=0)
+    fields = field_positions(positions, 6, 105).reshape(10, 8, 5)
+    assert fields[0, 0].tolist() == [0, 1, 2, 3, 4]
+    # 105 frames have the fields 0 to 103.
+    last = clip_positions(105, clips(stride=1), train=False, seed=0)
+    assert field_positions(last, 6, 105).max() == last.max() + 4 <= 103
+    assert field_positions(np.array([[0]]), 6, 3).tolist() == [0, 1, 1, 1, 1]
+
+
+def test_centre_of_a_clip() -> None:
+    positions = clip_positions(105, clips(), train=False, seed=0)
+    # Frames 12 and 16 of the first, 19 and 23 of the second.
+    assert centre_frames(positions)[:2].tolist() == [14, 21]
+    assert centre_frames(np.array([[3], [9]])).tolist() == [3, 9]
+    assert centre_frames(np.array([[1, 5, 9]])).tolist() == [3]
+    # A wrapped clip: the frames that are shown count.
+    assert centre_frames(np.array([[0, 4, 8, 2]])).tolist() == [6]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    length=st.integers(1, 4000),
+    seed=st.integers(0, 2**63 - 1),
+    train_clips=st.integers(1, 8),
+    stack=st.integers(1, 7),
+    frames=st.integers(1, 9),
+    stride=st.integers(1, 9),
+)
+def test_clips_of_any_video(length: int, seed: int, train_clips: int, stack: int, frames: int, stride: int) -> None:
+    cfg = clips(train_clips=train_clips, stack=stack, num_frames=frames, stride=stride)
+    window, valid = frames * stride, max(1, length - stack + 1)
+    for train in (True, False):
+        positions = clip_positions(length, cfg, train=train, seed=seed)
+        assert positions.shape == (train_clips if train else 10, frames)
+        assert positions.min() >= 0
+        assert positions.max() < valid
+        assert ((positions - positions[:, :1] - np.arange(frames) * stride) % valid == 0).all()
+        pictures = frame_positions(length, cfg, train=train, seed=seed)
+        assert 0 <= pictures.min() <= pictures.max() < length
+        if length >= stack:
+            # Nothing was clamped.
+            assert (np.diff(pictures.reshape(-1, stack), axis=1) == 1).all()
+    drawn = clip_positions(length, cfg, train=True, seed=seed)
+    assert (drawn == clip_positions(length, cfg, train=True, seed=seed)).all()
+    even = clip_positions(length, cfg, train=False, seed=seed)
+    assert (even == clip_positions(length, cfg, train=False, seed=seed ^ 1)).all()
+    share = (valid - window) // train_clips
+    if train_clips > 1 and share > 0:
+        assert (drawn[:, 0] // share == np.arange(train_clips)).all()
+        # No clip wraps.
+        assert (np.diff(drawn, axis=1) == stride).all()
+    if valid - window > 1000 and train_clips > 3:
+        assert (drawn != clip_positions(length, cfg, train=True, seed=seed ^ 12345)).any()
+        assert drawn.tolist() != even[:train_clips].tolist()
+
+
+def test_a_video_without_frames_has_no_clips() -> None:
+    for call in (clip_positions, frame_positions):
+        with pytest.raises(ValueError, match="the clip has 0 frames"):
+            call(0, clips(), train=True, seed=0)
