@@ -16,7 +16,7 @@ from training.core.decode_rungs import video_stream
 from training.core.overlay import Track, Written, write_overlay
 from training.core.overlay_timeline import Timeline, clip_times
 from training.core.registration import Registry
-from training.core.sampling import frame_positions
+from training.core.sampling import clip_positions, frame_positions
 from training.core.serving import VideoClassifier, model_folder
 
 if TYPE_CHECKING:
@@ -155,8 +155,6 @@ def clip_frames(video: Path, config: DataConfig, num_frames: int, clips: int) ->
         ValueError: the loader's frames are not those of so many clips.
     """
     if config.sampling == "clips":
-        from training.core.sampling import clip_positions
-
         count = count_packets(video)
         positions_ST = clip_positions(count, config, train=False, seed=0)
         if int(positions_ST.max()) >= num_frames:

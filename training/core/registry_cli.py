@@ -14,8 +14,9 @@ from infra.settings import Settings
 from training.core.stage import StageRef
 
 if TYPE_CHECKING:
+    from training.core.answers import Result
     from training.core.promotion import Promotion
-    from training.core.serving import Result, VideoClassifier
+    from training.core.serving import VideoClassifier
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

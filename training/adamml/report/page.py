@@ -19,6 +19,13 @@ MOST_SPREAD = 1.15
 LEAST_TOLD = 0.02
 """… and so is one whose decisions tell this share of their entropy about the class, beyond chance."""
 
+COUNTED = {
+    "measured": "of convolutions and linear layers, counted from the networks",
+    "release": "of convolutions, by the public code's constants as they are",
+    "corrected": "of convolutions, by the public code's constants with that of the policy's difference net mended",
+}
+"""`AdaMMLConfig.constants` in words."""
+
 
 def render(found: Sequence[Findings], classes: Sequence[str]) -> str:
     """Return the page.
@@ -39,6 +46,7 @@ def render(found: Sequence[Findings], classes: Sequence[str]) -> str:
         videos=len(best.evaluated.key),
         segments=best.evaluated.segments.shape[1],
         modalities=" and ".join(best.evaluated.segments.names),
+        counted=COUNTED.get(best.evaluated.constants, f"counted as {best.evaluated.constants!r}"),
         policy=number(best.evaluated.segments.policy_gmac),
         costs=[
             f"{name} {number(float(cost))}"
