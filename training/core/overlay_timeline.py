@@ -15,7 +15,7 @@ RGB = tuple[int, int, int]
 
 GROUND: RGB = (20, 24, 29)
 WORDS: RGB = (205, 212, 218)
-LINES: RGB = (74, 84, 94)
+LINES: RGB = (94, 104, 114)
 PRESENT: RGB = (255, 255, 255)
 ROWS: tuple[RGB, ...] = ((86, 180, 216), (232, 152, 86), (150, 200, 96), (190, 140, 210), (170, 176, 182))
 """Colours of used cells, row by row."""
@@ -166,7 +166,7 @@ class Band:
                 if timeline.used_SR[clip, row]:
                     band[y0:y1, x0:x1] = colour
                 elif there:
-                    dim = tuple(int(0.55 * c + 0.45 * g) for c, g in zip(colour, GROUND, strict=True))
+                    dim = tuple(int(0.7 * c + 0.3 * g) for c, g in zip(colour, GROUND, strict=True))
                     cv2.rectangle(band, (x0, y0), (x1 - 1, y1 - 1), dim, 1)
                 else:
                     _hatch(band[y0:y1, x0:x1])
