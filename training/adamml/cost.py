@@ -107,7 +107,12 @@ def count_policy(config: AdaMMLConfig, stack: int, sound_samples: int) -> PartCo
 
 
 def segment_gmac(
-    config: AdaMMLConfig, stack: int, num_classes: int, sound_samples: int, constants: Constants
+    config: AdaMMLConfig,
+    stack: int,
+    num_classes: int,
+    sound_samples: int | None,
+    constants: Constants,
+    only: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Return GMAC per segment of each modality's sub-network, and of the policy (key `policy`).
 
@@ -115,21 +120,26 @@ def segment_gmac(
         config: of all networks.
         stack: frames of a stack of differences or flow.
         num_classes: K.
-        sound_samples: samples of sound per segment; any number where there is no sound.
+        sound_samples: samples of sound per segment; None where no sound is read.
         constants: counted, or the public code's.
+        only: keys to return, where not everything that the config names is read; None: all.
 
     Raises:
         ConfigError: constants of the public code for networks or inputs of other sizes than the paper's.
     """
     macs: dict[str, int] = {}
+    chosen = [modality for modality in config.modalities if only is None or modality in only]
+    policy = only is None or "policy" in only
     if constants == "measured":
-        for modality in config.modalities:
-            macs[modality] = count_recognition(config, modality, stack, num_classes, sound_samples).macs
-        macs["policy"] = count_policy(config, stack, sound_samples).macs
+        for modality in chosen:
+            macs[modality] = count_recognition(config, modality, stack, num_classes, sound_samples or 0).macs
+        if policy:
+            macs["policy"] = count_policy(config, stack, sound_samples or 0).macs
     else:
         _check_paper_sizes(config, stack, sound_samples, constants)
-        macs |= {modality: RECOGNITION[modality] for modality in config.modalities}
-        macs["policy"] = _policy_constant(config.policy_modalities, constants)
+        macs |= {modality: RECOGNITION[modality] for modality in chosen}
+        if policy:
+            macs["policy"] = _policy_constant(config.policy_modalities, constants)
     return {name: count / 1e9 for name, count in macs.items()}
 
 
@@ -168,7 +178,7 @@ def _policy_constant(modalities: Collection[Modality], constants: Constants) -> 
     return sum(table[modality] for modality in modalities) + LSTM
 
 
-def _check_paper_sizes(config: AdaMMLConfig, stack: int, sound_samples: int, constants: Constants) -> None:
+def _check_paper_sizes(config: AdaMMLConfig, stack: int, sound_samples: int | None, constants: Constants) -> None:
     inputs = set(config.inputs)
     pictures = inputs - {"audio"}
     found: dict[str, tuple[object, object]] = {
@@ -185,7 +195,7 @@ def _check_paper_sizes(config: AdaMMLConfig, stack: int, sound_samples: int, con
         }
     if {"flow", "rgbdiff"} & inputs:
         found["data.stack"] = (stack, 6)
-    if config.spectrogram is not None:
+    if config.spectrogram is not None and sound_samples is not None:
         found["the spectrogram's shape"] = (config.spectrogram.shape(sound_samples), (256, 256))
     found |= _nets("nets", config.nets, pictures_name="resnet50")
     found |= _nets("policy_nets", config.policy_nets, pictures_name="mobilenetv2")

@@ -70,6 +70,8 @@ class _SegmentSystem(PartlyFrozen):
         super().__init__()
         self.classes = classes
         self.data = data
+        self._parts: tuple[str, ...] | None = None
+        """Networks that this system has; None: all."""
         self.transform = SegmentTransform(model, data, inputs)
         self._model = model
         self._gmac: dict[str, float] | None = None
@@ -82,8 +84,9 @@ class _SegmentSystem(PartlyFrozen):
         """Return GMAC per segment of each modality's sub-network, and of the `policy`."""
         if self._gmac is None:  # counting takes a second for large nets
             data = self.data
-            samples = 0 if data.sound is None else data.sound.samples
-            self._gmac = segment_gmac(self._model, data.stack, len(self.classes), samples, self._model.constants)
+            samples = None if data.sound is None else data.sound.samples
+            config, classes = self._model, len(self.classes)
+            self._gmac = segment_gmac(config, data.stack, classes, samples, config.constants, self._parts)
         return self._gmac
 
     @property
@@ -99,6 +102,7 @@ class Unimodal(_SegmentSystem):
     def __init__(self, config: UnimodalConfig, classes: tuple[str, ...], root: Path | None) -> None:
         super().__init__(config.model, config.data, (config.modality,), classes)
         self.modality = config.modality
+        self._parts = (config.modality,)
         settings = config.model.nets[config.modality]
         channels = channels_of(config.modality, config.data.stack)
         self.net = SegmentNet(settings, channels, len(classes), config.model.dropout)

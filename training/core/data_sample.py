@@ -27,7 +27,7 @@ from training.core.sampling import (
     frame_positions,
     nearest_stored,
 )
-from training.core.sound import first_sound, presentation_times, read_sound, reproduce_sound
+from training.core.sound import presentation_times, read_sound, reproduce_sound, start_beside
 
 __all__ = ["EXTRAS", "ClipReader", "Decoded", "Label", "Sample", "SampleError", "any_video"]
 
@@ -201,21 +201,21 @@ class ClipReader:
             stored = self._stored()
             centres = centre_frames(np.asarray(stored, np.int64)[nearest_stored(positions_VT, stored)])
             times = np.arange(int(centres.max()) + 1) / sample.fps
-            clock = sample.extras["m4a"]() if name == "wav" and "m4a" in sample.extras else None
-            start = 0.0 if clock is None else first_sound(clock) or 0.0
+            clock: Source | None = sample.extras["m4a"]() if "m4a" in sample.extras else None
         else:
             centres = centre_frames(positions_VT)
             if name is None:
-                self.command = reproduce_sound(
-                    sample.origin, config, centres.tolist(), f"{sample.key}.{sample.extension}"
-                )
+                member = f"{sample.key}.{sample.extension}"
+                self.command = reproduce_sound(sample.origin, config, centres.tolist(), member)
                 return read_sound(self._content, centres, config)
             times = presentation_times(self._content)
-            start = first_sound(self._content) or 0.0
-        member, rate = f"{sample.key}.{name}", sample.fps or 25
-        self.command = reproduce_sound(sample.origin, config, centres.tolist(), member, f"{start:g}", f"{rate:g}")
+            clock = self._content
+        member, rate = f"{sample.key}.{name}", f"{sample.fps or 25:g}"
+        self.command = reproduce_sound(sample.origin, config, centres.tolist(), member, "0", rate)
+        sound = sample.extras[name]()
         # A wav has no clock of its own: it is the same sound as in the mp4 or m4a, which has.
-        return read_sound(sample.extras[name](), centres, config, times=times, start=start if name == "wav" else None)
+        start = 0.0 if clock is None or name == "m4a" else start_beside(sound, clock)
+        return read_sound(sound, centres, config, times=times, start=None if name == "m4a" else start)
 
     def _flow(self, count: int, frames: Frame, out: Frame | None) -> Frame:
         config, sample = self._config, self._sample

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from training.core.config import SoundConfig
 from training.core.decode_rungs import DecodeError, Source, opened, video_stream
 
-__all__ = ["first_sound", "presentation_times", "read_sound", "reproduce_sound"]
+__all__ = ["presentation_times", "read_sound", "reproduce_sound", "start_beside"]
 
 Index = NDArray[np.int64]
 Times = NDArray[np.float64]
@@ -110,25 +110,36 @@ def presentation_times(source: Source) -> Times:
         raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
 
 
-def first_sound(source: Source) -> float | None:
-    """Return the time of a file's first sample, seconds on its clock; None where it has no sound.
+def start_beside(wav: bytes, source: Source) -> float:
+    """Return when the sound of a wav begins, seconds on the clock of the file whose own sound is the same.
+
+    An encoder puts a packet of silence before what it is given. Players cut it off where the file says so; in a track
+    that begins late nothing says so, and that packet is what this track is longer by.
+
+    Returns:
+        0 where the file has no sound.
 
     Raises:
-        DecodeError: no readable file.
+        DecodeError: one of the two cannot be read.
     """
     import av
 
     try:
         with av.open(opened(source), metadata_errors="ignore") as container:
             stream = container.streams.best("audio")
-            if stream is None:
-                return None
-            for packet in container.demux(stream):
-                for frame in packet.decode():
-                    if frame.pts is not None:
-                        return float(frame.pts * frame.time_base)
-            return None
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+            packets = [] if stream is None else [packet for packet in container.demux(stream) if packet.size]
+            first = next((f for packet in packets for f in packet.decode() if f.pts is not None), None)
+        if first is None:
+            return 0.0
+        with av.open(opened(wav)) as container:
+            length = sum(packet.duration * packet.time_base for packet in container.demux(audio=0) if packet.size)
+        began = first.pts * first.time_base
+        surplus = packets[-1].pts * packets[-1].time_base - began - length
+        # Without its last packet, a track that was encoded from the wav is longer only by what lies before it.
+        priming = packets[0].duration * packets[0].time_base
+        uncut = first.pts == packets[0].pts
+        return float(began + priming if uncut and 0 <= surplus < priming else began)
+    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
         raise DecodeError(f"its sound cannot be decoded: {type(error).__name__}: {error}") from error
 
 

@@ -117,9 +117,13 @@ def crop_boxes(size_B2: Tensor, seed_B: Tensor, config: TransformConfig, *, trai
         return torch.cat([corner_B2, side_B2], dim=1).float()
     if crop == "area":
         return _area_boxes(size, seed_B, config)
-    # Equal to scaling the short side to `eval_short_side` and cutting the input's side out of that.
+    # Equal to scaling the short side to `eval_short_side`, or to a drawn one, and cutting the input's side out of that.
     side = config.size if train else config.eval_side
-    side_B2 = (short_B1 * side / config.eval_short_side).expand(-1, 2)
+    scaled: int | Tensor = config.eval_short_side
+    if train and config.train_short_side is not None:
+        least, largest = config.train_short_side
+        scaled = least + (seeded_uniform(seed_B, (1,), stream=STREAM + 2) * (largest - least + 1)).floor()
+    side_B2 = (short_B1 * side / scaled).expand(-1, 2)
     if crop == "random":
         places_B2 = (size - side_B2).floor() + 1
         corner_B2 = (seeded_uniform(seed_B, (2,), stream=STREAM) * places_B2).floor()
@@ -182,13 +186,15 @@ def resample_clips(frames_BTHWC: Tensor, size_B2: Tensor, box_B4: Tensor, flip_B
         flip_B: bool, mirror horizontally.
 
     Returns:
-        (B,C,T,side,side) float32 in 0…255.
+        (B,C,T,side,side) float32 in 0…255; T may be 0, and C is whatever the canvas has.
     """
     batch, frames, height, width, channels = frames_BTHWC.shape
     never = torch.zeros_like(flip_B)
     rows = _weights(box_B4[:, 0], box_B4[:, 2], size_B2[:, 0], never, side, height)
     columns = _weights(box_B4[:, 1], box_B4[:, 3], size_B2[:, 1], flip_B, side, width)
     result = frames_BTHWC.new_empty((batch, channels, frames, side, side), dtype=torch.float32)
+    if frames == 0:
+        return result
     step = max(1, CHUNK_BYTES // (4 * frames * height * width * channels))
     # Mixed precision of the surrounding code must not round pixels.
     with torch.autocast(frames_BTHWC.device.type, enabled=False):

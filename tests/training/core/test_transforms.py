@@ -1,5 +1,7 @@
 """Crop, resize, flip and normalise: exactness, draws, and that canvas padding never shows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -336,3 +338,47 @@ def test_transforms_that_cannot_be_are_refused(changes: dict[str, object], messa
     values = {"size": 32, "train_crop": "center", "eval_short_side": 36, "flip": False, "normalise": "unit"}
     with pytest.raises(ValueError, match=message):
         TransformConfig.model_validate(values | changes)
+
+
+def test_short_side_before_a_random_crop_is_drawn_evenly() -> None:
+    size_B2, seeds = many(6000, 256, 340)
+    drawn = transform(train_crop="random", size=224, eval_short_side=256, train_short_side=(256, 320))
+    boxes = crop_boxes(size_B2, seeds, drawn.config, train=True)
+    assert torch.equal(boxes[:, 2], boxes[:, 3])
+    sides = (256 * 224 / boxes[:, 2].double()).round().long()
+    torch.testing.assert_close(256 * 224 / sides.double(), boxes[:, 2].double(), rtol=1e-6, atol=0)
+    # Both ends are included; each of 65 is expected 92 times, standard deviation 9.5.
+    assert set(sides.tolist()) == set(range(256, 321))
+    assert (torch.bincount(sides - 256) - 6000 / 65).abs().max() < 45
+    # Every place inside the clip, none outside, independent of the side.
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= size_B2).all()
+    assert boxes[:, 1].max() > 340 - 224 - 20
+    share = boxes[:, 1] / (size_B2[:, 1] - boxes[:, 3])
+    assert torch.corrcoef(torch.stack([share.double(), sides.double()]))[0, 1].abs() < 0.05
+    assert torch.equal(boxes, crop_boxes(size_B2, seeds, drawn.config, train=True))
+
+
+def test_a_drawn_short_side_leaves_everything_else_alone() -> None:
+    size_B2, seeds = many(200)
+    plain = transform(train_crop="random").config
+    fixed = transform(train_crop="random", train_short_side=(36, 36)).config
+    assert torch.equal(crop_boxes(size_B2, seeds, plain, train=True), crop_boxes(size_B2, seeds, fixed, train=True))
+    drawn = transform(train_crop="random", train_short_side=(32, 64)).config
+    assert torch.equal(crop_boxes(size_B2, seeds, plain, train=False), crop_boxes(size_B2, seeds, drawn, train=False))
+    assert not torch.equal(crop_boxes(size_B2, seeds, plain, train=True), crop_boxes(size_B2, seeds, drawn, train=True))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_batches_without_frames(train: bool) -> None:
+    raw = raw_batch()
+    empty = replace(raw, frames_BTHWC=raw.frames_BTHWC[:, :0])
+    batch = transform()(empty, train=train)
+    assert batch.video_BCTHW.shape == (4, 3, 0, 32, 32)
+    # Flip and crop are what they would be with frames: other modalities share them.
+    full = transform()(raw, train=train)
+    assert torch.equal(batch.box_B4, full.box_B4)
+    assert torch.equal(batch.flip_B, full.flip_B)
+    flow = raw.frames_BTHWC[..., :2]
+    one_by_one = resample_clips(raw.frames_BTHWC, raw.size_B2, full.box_B4, full.flip_B, 32)[:, :2]
+    assert torch.equal(resample_clips(flow, raw.size_B2, full.box_B4, full.flip_B, 32), one_by_one)
