@@ -182,6 +182,25 @@ def test_a_blind_policy_is_not_called_adaptive(runs, tmp_path):
     assert "Videos with and without sound" not in text
 
 
+def test_a_policy_that_always_does_the_same_is_named(tmp_path):
+    made = make(videos=60)
+    whole = evaluation(made, 0.3)
+    used = made.available.copy()
+    used[:, :, 0] = False
+    constant = replace(
+        whole,
+        scores=softmax((used[..., None] * made.scores).sum((1, 2)) / SEGMENTS),
+        extras={**whole.extras, "choices": used, "gmac": used.sum(axis=1) @ COST + SEGMENTS * POLICY},
+    )
+    folder = tmp_path / "page"
+    folder.mkdir()
+    report({"adamml_eval": (write_run(tmp_path / "d" / "adamml_eval" / "0.3", constant, 0.3),)}).write(folder)
+    text = (folder / "page.html").read_text()
+    assert "never used</span>rgb is used in 0.0 % of the segments;" in text
+    assert "always used</span>audio" in text
+    assert "(100.0 % of those that have it)" in text
+
+
 def test_usage_by_class_and_subsets_by_hand(runs):
     found = Findings(read_evaluations(runs, CLASSES, MODALITIES)[0])
     segments = found.evaluated.segments
