@@ -16,9 +16,9 @@ import hashlib
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 SHARD_FORMAT = 1
 """Raised when a reader of the previous format could misread a shard."""
@@ -162,7 +162,7 @@ class Part(Strict):
 
 
 class ClipPolicy(Strict):
-    """How a source video becomes members of a sample. All of it belongs to the shard digest."""
+    """How a source video becomes members of a sample. All of it belongs to the shard digest, `flow` only when given."""
 
     representation: Literal["mp4", "jpgs"]
     """`mp4`: H.264 (+ AAC); `jpgs`: `num_frames` JPEG frames sampled uniformly (sparse sampling)."""
@@ -184,12 +184,25 @@ class ClipPolicy(Strict):
     min_frames: int = 1
     timeout_s: float = 300.0
     """Per ffmpeg process."""
+    flow: Literal["dis"] | None = None
+    """Adds a member `flow` to each sample: optical flow of the stored clip's own frames (`data_specs.flows`), by the
+    extractor of this name. Only for `mp4`. It costs time at the ingest, and several times the bytes of the clip."""
 
     @model_validator(mode="after")
     def _jpgs_need_count(self) -> "ClipPolicy":
         if (self.representation == "jpgs") != (self.num_frames is not None):
             raise ValueError("clip.num_frames must be given for representation jpgs, and only for it")
+        if self.flow is not None and self.representation != "mp4":
+            raise ValueError("clip.flow is only for representation mp4: frames of jpgs are not neighbours")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a flow that is not asked for: digests of what was made before there was one stay valid."""
+        values: dict[str, Any] = handler(self)
+        if values.get("flow") is None:
+            values.pop("flow", None)
+        return values
 
 
 class ShardPolicy(Strict):

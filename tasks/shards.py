@@ -33,7 +33,7 @@ def make_plan(dataset: str, settings: Settings) -> IngestPlan:
     manifest = settings.manifests / f"{dataset}.csv"
     if not manifest.exists():
         raise FileNotFoundError(f"{manifest} is missing: list the sources first (`dvc repro manifest@{dataset}`)")
-    encoder = encoder_of(settings, spec.clip.representation)
+    encoder = encoder_of(settings, spec.clip.representation, spec.clip.flow)
     return plan_shards(spec, read_manifest(manifest), encoder, class_names(spec))
 
 

@@ -13,15 +13,17 @@ Rules
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import ffmpeg
 
+from data_specs.flows import FLOW_MEMBER
 from data_specs.schema import ClipPolicy, RejectReason
 from tasks.ops.encoder import EncoderLog, run_ffmpeg
+from tasks.ops.flow_member import flow_member
 from tasks.ops.probe import RejectedError, VideoInfo
 
 LONG_GOP_FRAMES = 120
@@ -197,7 +199,7 @@ def mp4_command(path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, progr
 
 
 def encode_mp4(path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, program: str, folder: Path) -> Clip:
-    """Encode a source into `mp4`, and `wav` when the policy separates the sound.
+    """Encode a source into `mp4`, `wav` when the policy separates the sound, and `flow` when it asks for that.
 
     Args:
         path: source video.
@@ -213,7 +215,11 @@ def encode_mp4(path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, progra
     """
     log = run_ffmpeg(mp4_command(path, info, cut, policy, program, folder), policy.timeout_s)
     check_log(log, info, cut, log.outputs.get(0, 0))
-    return _read_clip(folder / "clip.mp4", folder / "clip.wav", cut, takes_sound(info, policy), log)
+    clip = _read_clip(folder / "clip.mp4", folder / "clip.wav", cut, takes_sound(info, policy), log)
+    if policy.flow is None:
+        return clip
+    flow = flow_member(clip.members["mp4"], clip.num_frames, policy.flow)
+    return replace(clip, members=clip.members | {FLOW_MEMBER: flow})
 
 
 def takes_sound(info: VideoInfo, policy: ClipPolicy) -> bool:

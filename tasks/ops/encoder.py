@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from data_specs.flows import extractor_of
 from data_specs.schema import Encoder, RejectReason
 from infra.settings import Settings
 from tasks.ops.probe import RejectedError
@@ -81,9 +82,26 @@ def _ffmpeg_version(path: str) -> str:
     return found[1]
 
 
-def encoder_of(settings: Settings, representation: str) -> Encoder:
-    """Return the identity of the programs that decide the bytes of a clip."""
+def encoder_of(settings: Settings, representation: str, flow: str | None = None) -> Encoder:
+    """Return the identity of the programs that decide the bytes of a sample.
+
+    Args:
+        settings: Which ffmpeg.
+        representation: Of the clip policy.
+        flow: Of the clip policy: the extractor of optical flow, None without.
+
+    Raises:
+        EncoderError: no ffmpeg.
+        ValueError: unknown extractor.
+    """
     ffmpeg = _ffmpeg_version(ffmpeg_path(settings))
+    if flow is not None:
+        import av
+        import cv2
+
+        name = f"ffmpeg/{REVISION}+{flow}/{extractor_of(flow).version}"
+        programs = f"opencv {cv2.__version__}+simplejpeg {version('simplejpeg')}+av {av.__version__}"
+        return Encoder(name=name, version=f"{ffmpeg}+{programs}")
     if representation == "jpgs":
         return Encoder(name=f"ffmpeg+simplejpeg/{REVISION}", version=f"{ffmpeg}+{version('simplejpeg')}")
     return Encoder(name=f"ffmpeg/{REVISION}", version=ffmpeg)

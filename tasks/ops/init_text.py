@@ -74,6 +74,7 @@ def spec_text(
         f"  short_side: {clip.short_side}  # px; smaller sources are not enlarged",
         f"  fps: {_scalar(clip.fps)}" + ("  # as in the source" if clip.fps is None else ""),
         f"  audio: {clip.audio}  # keep, drop, or separate (a wav member)",
+        "  # flow: dis  # optical flow as a member of each sample: only for mp4, costs bytes and time",
         "shards:",
         f"  samples_per_shard: {samples_per_shard(total)}",
         f"  seed: {seed}",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_specs.flows import FLOW_MEMBER
 from data_specs.load import LABEL_SEPARATOR, class_names
 from data_specs.schema import SPLITS, ClipRecord, DatasetSpec, ListedVideo, ShardIndex, digest, read_index
 from infra.settings import Settings
@@ -286,6 +287,9 @@ def storage_table(
         if shards and form == real:
             total = sum(s.bytes for s in shards.index.shards)
             table.append((f"{name} (stored)", human_bytes(total), "sum of the shards"))
+            flow = [s.entry.members[FLOW_MEMBER][1] for s in shards.samples if FLOW_MEMBER in s.entry.members]
+            if flow:
+                table.append(("of these optical flow", human_bytes(sum(flow)), f"members of {len(flow):,} samples"))
         elif sizes:
             value = sizes.mp4 if form == "mp4" else sizes.jpgs
             table.append((name, human_bytes(value), f"extrapolated from {sizes.sampled} videos encoded for this page"))

@@ -69,9 +69,9 @@ def check_encoder(context: SampleContext) -> None:
     """Refuse to encode with another program than the one that the shards were planned for.
 
     Raises:
-        SampleError: this machine's ffmpeg or JPEG encoder is another one.
+        SampleError: this machine's ffmpeg, JPEG encoder or OpenCV is another one.
     """
-    here = encoder_of(context.settings, context.policy.representation)
+    here = encoder_of(context.settings, context.policy.representation, context.policy.flow)
     if here != context.encoder:
         raise SampleError(
             f"this machine encodes with {here.name} {here.version}, the shards were planned for {context.encoder.name} "
@@ -197,7 +197,7 @@ def main(arguments: list[str]) -> int:
         return 2
     settings = Settings()
     spec = load_spec(arguments[0])
-    encoder = encoder_of(settings, spec.clip.representation)
+    encoder = encoder_of(settings, spec.clip.representation, spec.clip.flow)
     plan = plan_shards(spec, read_manifest(settings.manifests / f"{spec.name}.csv"), encoder, class_names(spec))
     found = [p for shard in plan.shards for p in shard.videos if p.video.key == arguments[1]]
     if not found:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data_specs.files import sha256_of
+from data_specs.flows import FLOW_MEMBER, count_fields, unpack_flow
 from data_specs.jpgs import unpack_jpgs
 from data_specs.load import LABEL_SEPARATOR, SpecError, class_names, load_spec
 from data_specs.schema import SPLITS, DatasetSpec, ListedVideo, ShardIndex, SplitPolicy, read_index
@@ -204,6 +205,10 @@ def check_shards(
     ]
     results += _account(rows, samples, index, quarantine)
     chosen = some(samples, sample)
+    lacking = [sample.entry.key for sample in samples if spec.clip.flow and FLOW_MEMBER not in sample.entry.members]
+    if lacking:
+        detail = f"{len(lacking)} samples have no optical flow, the specification asks for it: {_examples(lacking)}"
+        results.append(Result("fail", "flow", f"{detail}; run the ingest again"))
     bad = [problem for problem in map(_clip_problem, chosen) if problem]
     results += [Result("fail", "clips", problem) for problem in bad[:_SHOWN]]
     if not bad:
@@ -297,6 +302,14 @@ def _clip_problem(sample: StoredSample) -> str | None:
             expected = record.num_frames
         else:
             return f"{where}: has neither mp4 nor jpgs, only {', '.join(sample.entry.members)}"
+        if FLOW_MEMBER in sample.entry.members:
+            flow = sample.read(FLOW_MEMBER)
+            size = unpack_flow(flow, [0]).shape[1:3]
+            if (count_fields(flow), *size) != (record.num_frames - 1, record.height, record.width):
+                return (
+                    f"{where}: {count_fields(flow)} flow fields of {size[1]}x{size[0]}, its record says "
+                    f"{record.num_frames} frames of {record.width}x{record.height}"
+                )
     except (ValueError, OSError, av.error.FFmpegError) as error:
         return f"{where}: {error}"
     return None if frames == expected else f"{where}: {frames} frames decode, its record says {expected}"

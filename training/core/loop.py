@@ -9,6 +9,7 @@ import copy
 import hashlib
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -179,8 +180,7 @@ def fit(
         torch.manual_seed(step_seed(config.seed, step, group.rank))
         system.on_step(step, config.steps)
         logs = _one_step(system, context, batches, config, device, window)
-        for schedule in schedules.values():
-            schedule.step()
+        _advance(schedules, alternating=system.active is not None)
         if ema is not None:
             ema.update(system)
         step += 1
@@ -238,6 +238,15 @@ def _one_step(
         for name in context._optimizers if system.active is None else system.active:
             logs.update(context.step(name))
     return logs
+
+
+def _advance(schedules: Mapping[str, torch.optim.lr_scheduler.LRScheduler], *, alternating: bool) -> None:
+    """Move every schedule on by a step: also that of an optimizer that is not in turn and has made no step yet."""
+    with warnings.catch_warnings() if alternating else contextlib.nullcontext():
+        if alternating:
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        for schedule in schedules.values():
+            schedule.step()
 
 
 @dataclass(frozen=True)
