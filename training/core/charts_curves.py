@@ -189,11 +189,16 @@ def _label(
         covered = any(abs(line - other) < 15 and start < right and left < start + wide for left, right, other in taken)
         return not covered and not any(start - 2 < px < start + wide and abs(line - 4 - py) < 9 for px, py in dots)
 
-    start, line = next(((s, line) for line in lines for s in sides if free(s, line)), (sides[0], y + 4))
+    def starts(line: float) -> list[float]:
+        """Return where a label may begin; well above or below the mark also over the mark itself."""
+        middle = x - wide / 2
+        return [*sides, middle] if abs(line - y - 4) >= 14 and middle > frame.left else sides
+
+    start, line = next(((s, line) for line in lines for s in starts(line) if free(s, line)), (sides[0], y + 4))
     taken.append((start, start + wide, line))
     hair = ""
     if abs(line - y - 4) > 9:
-        near = start - 2 if start > x else start + wide + 2
+        near = min(max(x, start - 2), start + wide + 2)
         hair = f'<line class="hair" x1="{x:.1f}" y1="{y:.1f}" x2="{near:.1f}" y2="{line - 4:.1f}"/>'
     return f'{hair}<text class="label" x="{start:.1f}" y="{line:.1f}">{escape(mark.label)}</text>'
 

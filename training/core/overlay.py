@@ -1,4 +1,4 @@
-"""Draw where a model looked onto the video it looked at; the sound is kept.
+"""Draw where a model looked onto the video it looked at, and what it used under it; the sound is kept.
 
 Boxes are fractions of the picture, so they fit whatever size the loader decoded at. Pictures go through
 ffmpeg on both sides: it applies rotation and gives a constant rate, so that a frame's number is its time.
@@ -14,6 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from training.core.overlay_timeline import Band, Timeline
 
 COLOUR = (80, 220, 255)
 """RGB of the patch."""
@@ -127,18 +129,21 @@ def write_overlay(
     *,
     label: str,
     track: Track | None = None,
+    timeline: Timeline | None = None,
     ffmpeg_program: str,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Write a copy of a video with label and patches drawn; the file appears only when it is complete.
 
-    Its pictures have the size of `output_size`; number of frames, rate and sound are the source's.
+    Its pictures have the size of `output_size`, below which a timeline's band is added; number of frames, rate and
+    sound are the source's.
 
     Args:
         source: the video.
         target: an `.mp4` to write.
         label: text of every frame.
-        track: where the model looked; a box stays until the next one's time. None draws the label only.
+        track: where the model looked; a box stays until the next one's time. None draws none.
+        timeline: what the model used of each clip, drawn under the picture; None adds no band.
         ffmpeg_program: path of ffmpeg.
         on_frame: called with (frames done, frames expected) for progress.
 
@@ -151,6 +156,7 @@ def write_overlay(
         raise OverlayError(f"{target}: the overlay is written as .mp4; name it so")
     width, height, fps, expected, stream, has_sound = _probe(source)
     size = output_size(width, height)
+    band = Band(timeline, *size) if timeline is not None else None
     enlarging = {"flags": "neighbor"} if size[1] > height else {}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".overlay-") as temporary:
@@ -163,7 +169,13 @@ def write_overlay(
             .output("pipe:", format="rawvideo", pix_fmt="rgb24", an=None)
         )
         writing = (
-            ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{size[0]}x{size[1]}", r=fps)
+            ffmpeg.input(
+                "pipe:",
+                format="rawvideo",
+                pix_fmt="rgb24",
+                s=f"{size[0]}x{size[1] + (band.height if band else 0)}",
+                r=fps,
+            )
             .output(str(silent), vcodec="libx264", pix_fmt="yuv420p", crf=20, preset="veryfast")
             .overwrite_output()
         )
@@ -173,7 +185,7 @@ def write_overlay(
                 writing.compile(cmd=ffmpeg_program),
                 errors,
                 size,
-                lambda number, frame: _draw(frame, number / fps, label, track),
+                lambda number, frame: _draw(frame, number / fps, label, track, band),
                 (lambda done: on_frame(done, expected)) if on_frame else None,
             )
         if count == 0:
@@ -183,12 +195,17 @@ def write_overlay(
     return Written(count, sound)
 
 
-def _draw(frame: NDArray[np.uint8], time_s: float, label: str, track: Track | None) -> None:
+def _draw(
+    frame: NDArray[np.uint8], time_s: float, label: str, track: Track | None, band: Band | None
+) -> NDArray[np.uint8]:
+    """Draw into a frame and return it, with the band below."""
+    # Half a millisecond: the time of a frame is rounded differently by the decoder and by us.
+    time_s += 5e-4
     if track is not None and len(track.time_T):
-        # Half a millisecond: the time of a frame is rounded differently by the decoder and by us.
-        index = int(np.searchsorted(track.time_T, time_s + 5e-4, side="right")) - 1
+        index = int(np.searchsorted(track.time_T, time_s, side="right")) - 1
         draw_box(frame, track.box_T4[max(0, index)].tolist())
     draw_label(frame, label)
+    return frame if band is None else np.concatenate([frame, band.at(time_s)])
 
 
 def _probe(source: Path) -> tuple[int, int, float, int, int, bool]:
@@ -219,7 +236,7 @@ def _copy_frames(
     writing: list[str],
     errors: IO[bytes],
     size: tuple[int, int],
-    draw: Callable[[int, NDArray[np.uint8]], None],
+    draw: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]],
     progress: Callable[[int], None] | None,
 ) -> int:
     """Pass every frame from one ffmpeg process to another; return how many.
@@ -238,8 +255,7 @@ def _copy_frames(
         try:
             while len(content := source.read(length)) == length:
                 frame = np.frombuffer(bytearray(content), np.uint8).reshape(height, width, 3)
-                draw(count, frame)
-                sink.write(frame.tobytes())
+                sink.write(draw(count, frame).tobytes())
                 count += 1
                 if progress is not None:
                     progress(count)

@@ -3,18 +3,24 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infra.settings import Settings
+from training.core.answers import Result, choices_of
 from training.core.config import DataConfig
 from training.core.decode import count_packets
 from training.core.decode_rungs import video_stream
 from training.core.overlay import Track, Written, write_overlay
+from training.core.overlay_timeline import Timeline, clip_times
 from training.core.registration import Registry
-from training.core.sampling import frame_positions
-from training.core.serving import Result, VideoClassifier, model_folder
+from training.core.sampling import clip_positions, frame_positions
+from training.core.serving import VideoClassifier, model_folder
+
+if TYPE_CHECKING:
+    from training.core.system import Prediction
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".3gp", ".ts", ".flv")
 
@@ -85,10 +91,11 @@ def predict_overlay(
     ffmpeg_program: str,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> tuple[Result, Written]:
-    """Predict one video and write a copy of it with the answer and, where the model has them, the chosen patches.
+    """Predict one video and write a copy of it with the answer and, where the model has them, what it chose.
 
     A model that looks at patches says so in `Prediction.extras`: `origins` (B,T,2), the corner (y, x) in pixels
-    of the network input per sampled frame, and `patch` (B,), its side.
+    of the network input per sampled frame, and `patch` (B,), its side. One that chooses what to use of each of S clips
+    has `choices` (B,S,R), maybe `available` of the same shape, and `System.choice_names`: these are drawn below.
 
     Raises:
         OverlayError: the copy cannot be written.
@@ -97,9 +104,7 @@ def predict_overlay(
     from training.core.transforms import source_rectangle
 
     prediction, batch = classifier.forward(video)
-    scores = prediction.scores_BK[0].float().cpu().numpy()
-    order = np.argsort(-scores, kind="stable")[: max(1, top)]
-    result = Result(str(video), tuple(classifier.classes[i] for i in order), tuple(float(scores[i]) for i in order))
+    result = classifier.result(str(video), prediction, top)
     track = None
     origins, patch = prediction.extras.get("origins"), prediction.extras.get("patch")
     if origins is not None and patch is not None:
@@ -117,10 +122,52 @@ def predict_overlay(
         target,
         label=f"{result.classes[0]} {result.scores[0]:.0%}",
         track=track,
+        timeline=_timeline(classifier, prediction, video),
         ffmpeg_program=ffmpeg_program,
         on_frame=on_frame,
     )
     return result, written
+
+
+def _timeline(classifier: VideoClassifier, prediction: "Prediction", video: Path) -> Timeline | None:
+    """Return what was used of each clip and when these are; None for a model that does not choose."""
+    chosen = choices_of(prediction, classifier.model.system.choice_names)
+    if not chosen:
+        return None
+    used_SR = np.array(list(chosen.values()), dtype=bool).T
+    available = prediction.extras.get("available")
+    times = np.array(frame_times(video))
+    frames_S = clip_frames(video, classifier.model.data_config(), len(times), len(used_SR))
+    available_SR = None if available is None else available[0].bool().cpu().numpy()
+    return Timeline(tuple(chosen), clip_times(frames_S, times), used_SR, available_SR)
+
+
+def clip_frames(video: Path, config: DataConfig, num_frames: int, clips: int) -> list[NDArray[np.int64]]:
+    """Return the frame numbers that each of several clips of a video spans, at evaluation.
+
+    Args:
+        video: the file.
+        config: of the loader.
+        num_frames: how many frames can be decoded.
+        clips: S, how many clips the model says it saw.
+
+    Raises:
+        ValueError: the loader's frames are not those of so many clips.
+    """
+    if config.sampling == "clips":
+        count = count_packets(video)
+        positions_ST = clip_positions(count, config, train=False, seed=0)
+        if int(positions_ST.max()) >= num_frames:
+            positions_ST = clip_positions(num_frames, config, train=False, seed=0)
+        # Of each position a stack of frames, or of flow between them, is seen.
+        reach = np.minimum(positions_ST.max(axis=1) + config.stack - 1, num_frames - 1)
+        frames = [np.append(row, end) for row, end in zip(positions_ST, reach, strict=True)]
+    else:
+        flat = _sampled(video, config, num_frames)
+        frames = np.split(flat, clips) if clips and len(flat) % clips == 0 else []
+    if len(frames) != clips:
+        raise ValueError(f"the model chose for {clips} clips, the loader reads {config.eval_clips} of each video")
+    return frames
 
 
 def picture_size(video: Path) -> tuple[int, int]:

@@ -14,8 +14,9 @@ from infra.settings import Settings
 from training.core.stage import StageRef
 
 if TYPE_CHECKING:
+    from training.core.answers import Result
     from training.core.promotion import Promotion
-    from training.core.serving import Result, VideoClassifier
+    from training.core.serving import VideoClassifier
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -119,7 +120,8 @@ def predict(
     path: Annotated[Path, typer.Argument(help="A video, or a folder of them.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 5,
     overlay: Annotated[
-        Path | None, typer.Option(help="Write the video with the chosen patches drawn, as .mp4.")
+        Path | None,
+        typer.Option(help="Write the video as .mp4 with what the model chose: patches drawn, a timeline below."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -226,6 +228,8 @@ def _print_promotion(outcome: "Promotion") -> None:
 def _print_result(result: "Result", as_json: bool) -> None:
     if as_json:
         row = result.as_dict() | {"score": result.scores[0] if result.scores else None}
+        if result.choices:
+            row["choices"] = {name: list(flags) for name, flags in result.choices.items()}
         print(json.dumps(row))
     elif result.error:
         print(f"{result.video}: ERROR {result.error}")

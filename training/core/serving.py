@@ -15,13 +15,13 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.core.answers import Result, choices_of
 from training.core.gate import RoundTrip
 from training.core.sample_reader import load_pictures
 from training.core.tracking import quiet
@@ -79,30 +79,6 @@ class InputError(ValueError):
     """An input is neither a readable file nor bytes of one."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """Answer for one video."""
-
-    video: str
-    """Path, or `bytes:<n>` for contents without a name."""
-    classes: tuple[str, ...]
-    """Best first."""
-    scores: tuple[float, ...]
-    error: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row of the table that the model answers with."""
-        best = bool(self.classes)
-        return {
-            "video": self.video,
-            "label": self.classes[0] if best else "",
-            "score": self.scores[0] if best else float("nan"),
-            "top_classes": list(self.classes),
-            "top_scores": list(self.scores),
-            "error": self.error,
-        }
-
-
 class VideoClassifier:
     """A model folder, ready to name what happens in videos."""
 
@@ -140,11 +116,21 @@ class VideoClassifier:
         """Classify one video given as path, bytes or base64; a broken one gives a result with `error` set."""
         name = name_of(item)
         try:
-            scores = self.scores(as_source(item))
+            prediction, _ = self.forward(as_source(item))
+            return self.result(name, prediction, top)
         except Exception as error:
             return Result(name, (), (), f"{type(error).__name__}: {error}")
+
+    def result(self, name: str, prediction: "Prediction", top: int) -> Result:
+        """Return the answer that a prediction of one video gives."""
+        scores = prediction.scores_BK[0].float().cpu().numpy()
         order = np.argsort(-scores, kind="stable")[: max(1, top)]
-        return Result(name, tuple(self.classes[i] for i in order), tuple(float(scores[i]) for i in order))
+        return Result(
+            name,
+            tuple(self.classes[i] for i in order),
+            tuple(float(scores[i]) for i in order),
+            choices=choices_of(prediction, self.model.system.choice_names),
+        )
 
     def predict_frame(self, model_input: object, top: int = 5) -> Any:
         """Answer a DataFrame, list or mapping of videos with a DataFrame of one row per video."""

@@ -104,7 +104,8 @@ class Prediction:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """Further per-clip facts (patch origins, chosen modalities, exits), first axis B. Two names have a meaning:
     `gmac` (B,), what a clip's prediction cost where that depends on the clip, becomes the metric `gmac_per_video`;
-    `choices` (B,S,R), what was used of each of S clips of the video, is drawn under it (see `choice_names`)."""
+    `choices` (B,S,R), what was used of each of S clips of the video, is drawn under it (see `choice_names`), and with
+    it `available` (B,S,R), what could have been used."""
 
 
 class UpdateContext(Protocol):

@@ -91,7 +91,7 @@ def write_run(folder: Path, predictions: Predictions, price: float) -> Path:
     predictions.save(folder / "predictions.npz")
     metrics = {"test/gmac_policy": POLICY, "test/gmac_rgb": COST[0], "test/gmac_audio": COST[1], "test/params": 4.2e7}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    model = {"modalities": list(MODALITIES), "mean": "segments", "least_one": False}
+    model = {"modalities": list(MODALITIES), "mean": "segments", "least_one": False, "constants": "measured"}
     config = {"model": model, "price": price, "decide": "argmax", "draws": 2, "data": {}}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -150,7 +150,7 @@ def test_figures_are_of_the_cheapest_model_near_fusion(written, runs):
     assert [each.evaluated.price for each in found] == [0, 0.3, 1]
     best = chosen(found)
     assert figures["test/price"] == best.evaluated.price == summary["chosen_price"]
-    assert figures["test/top1"] == best.model.top1
+    assert figures["test/top1"] == figures["test/best_top1"] == best.model.top1
     assert figures["test/saving_1"] > figures["test/saving_0.3"] > figures["test/saving_0"]
     assert figures["test/saving_1"] == pytest.approx(1 - figures["test/gmac_per_video_1"] / found[2].fusion.gmac)
     near = max(each.fusion.top1 for each in found) - 0.005
@@ -180,6 +180,25 @@ def test_a_blind_policy_is_not_called_adaptive(runs, tmp_path):
     assert "adaptive</span>" not in text
     assert "against price" not in text  # one price only
     assert "Videos with and without sound" not in text
+
+
+def test_a_policy_that_always_does_the_same_is_named(tmp_path):
+    made = make(videos=60)
+    whole = evaluation(made, 0.3)
+    used = made.available.copy()
+    used[:, :, 0] = False
+    constant = replace(
+        whole,
+        scores=softmax((used[..., None] * made.scores).sum((1, 2)) / SEGMENTS),
+        extras={**whole.extras, "choices": used, "gmac": used.sum(axis=1) @ COST + SEGMENTS * POLICY},
+    )
+    folder = tmp_path / "page"
+    folder.mkdir()
+    report({"adamml_eval": (write_run(tmp_path / "d" / "adamml_eval" / "0.3", constant, 0.3),)}).write(folder)
+    text = (folder / "page.html").read_text()
+    assert "never used</span>rgb is used in 0.0 % of the segments;" in text
+    assert "always used</span>audio" in text
+    assert "(100.0 % of those that have it)" in text
 
 
 def test_usage_by_class_and_subsets_by_hand(runs):
@@ -230,6 +249,7 @@ def test_several_classes_per_video(tmp_path):
     figures = report({"adamml_eval": (run,)}).write(folder)
     assert 0 < figures["test/map"] <= 1
     assert "test/top1" not in figures
+    assert 0 < figures["test/best_top1"] <= 1
     text = (folder / "page.html").read_text()
     assert "Accuracy is mAP on the test split" in text
     assert "no test</span>" in text

@@ -35,6 +35,11 @@ def p_value(value: float | None) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
 
 
+def count(value: float) -> str:
+    """Return a number of videos, which may be a mean over draws."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
 def said(point: Point, what: str) -> str:
     """Return a point in words."""
     text = f"{point.name}: {what} {percent(point.top1)}"
@@ -128,7 +133,7 @@ def differences(found: Findings) -> str:
     rows = [
         Interval(
             f"against {row.other}", row.difference, row.low, row.high,
-            f"\u2003{row.gained:g} won, {row.lost:g} lost, p {p_value(row.p)}",
+            f"\u2003{count(row.gained)} won, {count(row.lost)} lost, p {p_value(row.p)}",
         )
         for row in found.comparisons
         if row.low is not None and row.high is not None

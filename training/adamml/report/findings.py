@@ -61,6 +61,8 @@ class Usage:
     name: str
     rate: float
     """Share of all segments."""
+    rate_there: float
+    """Share of the segments that have it."""
     spread: float
     """Standard deviation of a video's usage, over videos that have the modality in every segment."""
     chance_spread: float
@@ -182,6 +184,7 @@ class Findings:
         return Usage(
             name=segments.names[k],
             rate=float(used_NS.mean()),
+            rate_there=float(used_NS.sum() / max(int(there_NS.sum()), 1)),
             spread=float(used_NS[whole_N].mean(axis=1).std()),
             chance_spread=float(np.sqrt(rate * (1 - rate) / count)),
             bits=bits,

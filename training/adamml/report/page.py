@@ -19,6 +19,13 @@ MOST_SPREAD = 1.15
 LEAST_TOLD = 0.02
 """… and so is one whose decisions tell this share of their entropy about the class, beyond chance."""
 
+COUNTED = {
+    "measured": "of convolutions and linear layers, counted from the networks",
+    "release": "of convolutions, by the public code's constants as they are",
+    "corrected": "of convolutions, by the public code's constants with that of the policy's difference net mended",
+}
+"""`AdaMMLConfig.constants` in words."""
+
 
 def render(found: Sequence[Findings], classes: Sequence[str]) -> str:
     """Return the page.
@@ -39,6 +46,7 @@ def render(found: Sequence[Findings], classes: Sequence[str]) -> str:
         videos=len(best.evaluated.key),
         segments=best.evaluated.segments.shape[1],
         modalities=" and ".join(best.evaluated.segments.names),
+        counted=COUNTED.get(best.evaluated.constants, f"counted as {best.evaluated.constants!r}"),
         policy=number(best.evaluated.segments.policy_gmac),
         costs=[
             f"{name} {number(float(cost))}"
@@ -107,14 +115,16 @@ def _compared(row: Comparison, words: str) -> dict[str, str]:
 
 
 def _adaptive(usage: Usage) -> dict[str, str]:
-    text = f"{usage.name} is used in {percent(usage.rate)} of the segments; from video to video it varies by "
-    text += f"{usage.spread:.2f}, blind choices would by {usage.chance_spread:.2f}."
+    text = f"{usage.name} is used in {percent(usage.rate)} of the segments"
+    if usage.rate_there != usage.rate:
+        text += f" ({percent(usage.rate_there)} of those that have it)"
+    text += f"; from video to video it varies by {usage.spread:.2f}, blind choices would by {usage.chance_spread:.2f}."
     if usage.bits is not None and usage.chance_bits is not None:
         text += f" A decision tells {usage.bits:.3f} bits of the class ({usage.chance_bits:.3f} by chance)."
-    if usage.rate in (0.0, 1.0):
+    if usage.rate_there in (0.0, 1.0):
         return {"text": text, "word": "never used" if usage.rate == 0 else "always used", "tag": "failed"}
     told = 0.0 if usage.bits is None or usage.chance_bits is None else usage.bits - usage.chance_bits
-    if usage.spread > MOST_SPREAD * usage.chance_spread or told > LEAST_TOLD * _entropy(usage.rate):
+    if usage.spread > MOST_SPREAD * usage.chance_spread or told > LEAST_TOLD * _entropy(usage.rate_there):
         return {"text": text, "word": "adaptive", "tag": "passed"}
     return {"text": text, "word": "close to constant", "tag": "underpowered"}
 
@@ -195,7 +205,7 @@ def _comparison(row: Comparison) -> dict[str, str]:
         "other": row.other,
         "points": f"{100 * row.difference:+.1f}",
         "interval": "–" if row.low is None or row.high is None else f"{100 * row.low:+.1f} to {100 * row.high:+.1f}",
-        "counts": "–" if row.p is None else f"{row.gained:.4g} / {row.lost:.4g}",
+        "counts": "–" if row.p is None else f"{charts.count(row.gained)} / {charts.count(row.lost)}",
         "p": p_value(row.p),
         "gmac": number(row.gmac),
         "saving": percent(row.saving) if row.saving > -0.995 else f"costs {1 - row.saving:.3g} ×",

@@ -34,7 +34,8 @@ class Evaluated:
     key: NDArray[Any]
     """(N,) names of the videos, sorted."""
     segments: Segments
-    params: float | None
+    constants: str
+    """How its cost was counted, `AdaMMLConfig.constants`."""
 
     @property
     def name(self) -> str:
@@ -115,7 +116,7 @@ def _read(folder: Path, classes: Sequence[str], modalities: Sequence[str]) -> Ev
         draws=int(_field(config, "draws", where)),
         key=predictions.key,
         segments=segments,
-        params=metrics.get(f"{SPLIT}/params"),
+        constants=str(_field(model, "constants", where)),
     )
 
 

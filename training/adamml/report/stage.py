@@ -30,9 +30,10 @@ class AdaMMLReport:
     def write(self, folder: Path) -> dict[str, float]:
         """Write `page.html` and `report.json` into a folder; return the figures.
 
-        `test/<measure>`, `test/saving`, `test/gmac_per_video` and `test/price` are of the model that the page names on
-        top (see `training.adamml.report.findings.chosen`); `…_<price>` of each price. The measure is `top1`, or `map`
-        of multi-label data.
+        `test/best_top1` (share of videos whose best class is right, or one of theirs), `test/<measure>`, `test/saving`,
+        `test/gmac_per_video` and `test/price` are of the model that the page names on top (see
+        `training.adamml.report.findings.chosen`); `…_<price>` of each price. The measure is `top1`, or `map` of
+        multi-label data.
 
         Raises:
             RecordError: see `read_evaluations`.
@@ -47,8 +48,9 @@ class AdaMMLReport:
 def figures(found: list[Findings]) -> dict[str, float]:
     """Return the figures for metrics.json."""
     measure = found[0].evaluated.segments.measure
-    result = {}
     best = chosen(found)
+    segments = best.evaluated.segments
+    result = {f"{SPLIT}/best_top1": float(segments.correct(segments.scores_NC).mean())}
     for each, suffix in [(best, ""), *((each, f"_{each.evaluated.price:g}") for each in found)]:
         result[f"{SPLIT}/{measure}{suffix}"] = each.model.top1
         result[f"{SPLIT}/{measure}_fusion{suffix}"] = each.fusion.top1
