@@ -285,7 +285,8 @@ def evaluations(settings: Settings, dataset: str) -> list[tuple[str, StageRef]]:
     return [
         (family_of(stage.name), ref)
         for stage in all_stages().values()
-        if stage.kind == "evaluate" and stage.subject is not None
+        # Without results its instances are not asked for: a project need not list the axes of systems it does not run.
+        if stage.kind == "evaluate" and stage.subject is not None and (settings.runs / dataset / stage.name).is_dir()
         for ref in stage.instances(dataset, settings.root)
         if paths_of(stage, ref, settings).predictions.exists()
     ]
