@@ -22,6 +22,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def server_url(prefect_server: None) -> str:
+    """Address of that server, for processes: each would start one of its own."""
+    from prefect.settings import PREFECT_API_URL
+
+    return str(PREFECT_API_URL.value())
+
+
 PIPELINE = """
 stages:
   manifest:

@@ -80,14 +80,6 @@ def hashes(root: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-@pytest.fixture(scope="module")
-def server_url(prefect_server) -> str:
-    """Address of the folder's Prefect server, for processes."""
-    from prefect.settings import PREFECT_API_URL
-
-    return str(PREFECT_API_URL.value())
-
-
 @pytest.fixture
 def project(tmp_path, raw_videos, monkeypatch) -> Settings:
     root = make_project(tmp_path / "project", raw_videos)
@@ -304,6 +296,8 @@ def test_killed_dvc_leaves_no_second_writer(tmp_path, raw_videos, server_url, un
     assert "up to date" in status.stdout
     tar = next((root / "data/shards/tiny").glob("*.tar"))
     assert tar.stat().st_nlink >= 3  # store, output and cache share one file
+    # The same without Ray: nothing of what follows depends on who writes.
+    (root / "dvc.yaml").write_text((root / "dvc.yaml").read_text().replace("--workers 2", "--workers 0"))
     again = subprocess.run([*dvc, "repro", "--force"], check=True, capture_output=True, text=True, **run)
     assert "19 samples in" in again.stdout
     assert hashes(root) == uninterrupted

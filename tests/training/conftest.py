@@ -27,6 +27,7 @@ from data_specs.schema import (
     ShardInfo,
     digest,
 )
+from infra.settings import Settings
 
 CLASSES = ("blue", "green", "red")
 SPLIT_SIZES = {"train": 24, "val": 10, "test": 11}
@@ -189,6 +190,19 @@ def jpgs_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record = make_record(f"clip-{number:03d}", "train", number % 3, 16, height, width, frame_index=stored)
         samples.append((record, {"jpgs": pack_jpgs(files)}))
     return write_set(tmp_path_factory.mktemp("data") / "jpgs", {"train": samples}, representation="jpgs", per_shard=3)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow store, to be copied into a project's root: making one takes seconds.
+
+    Experiments name their own folder for artifacts, so it does not matter where the store was made.
+    """
+    from training.core.tracking import ensure_store
+
+    root = tmp_path_factory.mktemp("store")
+    ensure_store(Settings(root=root, mlflow_tracking_uri=None))
+    return root / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
