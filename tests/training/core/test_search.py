@@ -356,9 +356,7 @@ def make_project(root: Path, shards: Path, store: Path, seeds: tuple[int, ...] =
 
 
 @pytest.fixture
-def toy(
-    tmp_path: Path, tiny_shards: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def toy(tmp_path: Path, tiny_shards: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project whose family is registered in this process."""
     root = make_project(tmp_path / "here", tiny_shards, empty_store)
     monkeypatch.setitem(FAMILIES, "toy", "toy_family")

@@ -99,9 +99,7 @@ MODELS = {}
 
 
 @pytest.fixture
-def rates(
-    tmp_path: Path, tiny_shards: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def rates(tmp_path: Path, tiny_shards: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project whose family is registered in this process."""
     root = tmp_path / "here"
     (root / "params").mkdir(parents=True)
