@@ -28,9 +28,14 @@ def fovea(project: Path, env: dict[str, str], *arguments: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def reproduced(project: Path, project_env: dict[str, str], start_services: Callable[..., Any]) -> dict[str, str]:
+def services(project: Path, project_env: dict[str, str], start_services: Callable[..., Any]) -> Any:
+    """Prefect's server, pool, deployments and worker, of the project."""
+    return start_services(project, project_env)
+
+
+@pytest.fixture(scope="module")
+def reproduced(project: Path, services: Any) -> dict[str, str]:
     """The whole chain has run once, as a deployment; returns the environment. Tests leave the project as it was."""
-    services = start_services(project, project_env)
     services.ask("deployment", "run", "reproduce/reproduce", "-p", "dataset=demo", "-p", f"root={project}", "--watch")
     return services.env
 
@@ -40,6 +45,26 @@ def set_fit(project: Path, section: str, **fit: int) -> None:
     values = yaml.safe_load(path.read_text())
     values[section]["fit"] |= fit
     path.write_text(yaml.safe_dump(values))
+
+
+def test_every_deployment_is_made(services: Any) -> None:
+    listed = services.ask("deployment", "ls")
+    for name in ("reproduce/reproduce", "promote/promote", "nightly/nightly", "ingest/ingest"):
+        assert name.split("/")[0] in listed
+
+
+def test_a_failing_stage_fails_the_run_of_a_deployment(
+    services: Any, repository: Path, ran_stages: Callable[[], list[str]]
+) -> None:
+    """The control of `reproduced`, in another root: `--watch` does not say that all is well when it is not."""
+    (repository / "sources/trouble-left").write_text("fail")
+    arguments = ["deployment", "run", "reproduce/reproduce", "-p", "dataset=demo", "-p", f"root={repository}"]
+    with pytest.raises(AssertionError, match="toy_train@demo-left"):
+        services.ask(*arguments, "-p", "finish=false", "--watch")
+    assert ran_stages() == ["manifest", "shards", "toy_train-right"]
+    # The stages spoke to the worker's server, under the worker's flow run.
+    line = (repository / "environment.log").read_text().splitlines()[0]
+    assert line.endswith(services.env["PREFECT_API_URL"])
 
 
 def test_deployment_run_moves_the_champion(project: Path, reproduced: dict) -> None:
@@ -72,7 +97,7 @@ def test_champion_predicts_a_file(project: Path, reproduced: dict) -> None:
 
 def test_nothing_to_do_starts_no_stage(project: Path, reproduced: dict) -> None:
     before = {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("metrics.json")}
-    done = run(project, reproduced, sys.executable, "-m", "flows.reproduce", "demo")
+    done = run(project, reproduced, sys.executable, "-m", "flows.reproduce", "demo", "--no-finish")
     assert before == {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("metrics.json")}
     assert "python -m training run" not in done.stdout + done.stderr
 
@@ -94,7 +119,7 @@ def test_changed_parameter_makes_stale_what_depends_on_it_and_nothing_else(proje
 def test_kill_of_dvc_in_the_middle_of_a_fit(project: Path, reproduced: dict) -> None:
     """`kill -9` of dvc, and at once again: one writer, the fit goes on from its checkpoint (D2, D3)."""
     env = {**reproduced, "SHELL": "/bin/sh"}  # DVC's shell; unlike bash, dash stays as the parent of what it runs
-    set_fit(project, "adafocus_pretrain", steps=300)
+    set_fit(project, "adafocus_pretrain", steps=120)
     command = ["dvc", "repro", "--single-item", "adafocus_pretrain@demo-glance"]
     try:
         first = subprocess.Popen(command, cwd=project, env=env, start_new_session=True)
@@ -108,7 +133,7 @@ def test_kill_of_dvc_in_the_middle_of_a_fit(project: Path, reproduced: dict) -> 
         run(project, env, *command)
         info = json.loads((project / "runs/demo/adafocus_pretrain/glance/run.json").read_text())
         assert info["fit"]["resumed_from"] >= 10
-        assert info["fit"]["steps"] == 300
+        assert info["fit"]["steps"] == 120
     finally:
         set_fit(project, "adafocus_pretrain", steps=60)
         run(project, reproduced, *command)  # DVC has this result in its run cache

@@ -168,10 +168,13 @@ def test_stopping_ends_the_stage(repository: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killing_the_flow_ends_the_stage(repository: Path, number: signal.Signals, ran_stages: Ran) -> None:
+def test_killing_the_flow_ends_the_stage(
+    repository: Path, number: signal.Signals, ran_stages: Ran, server_url: str
+) -> None:
     (repository / "sources/trouble-left").write_text("sleep")
     command = [sys.executable, "-m", "flows.reproduce", "demo", "--no-finish"]
-    flow = subprocess.Popen(command, env={**os.environ, "FOVEA_ROOT": str(repository)}, start_new_session=True)
+    env = {**os.environ, "FOVEA_ROOT": str(repository), "PREFECT_API_URL": server_url}
+    flow = subprocess.Popen(command, env=env, start_new_session=True)
     pid = int(wait_for(repository / "pid-left"))
     assert alive(pid)
     flow.send_signal(number)

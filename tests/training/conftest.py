@@ -28,6 +28,9 @@ from data_specs.schema import (
     ShardInfo,
     digest,
 )
+from infra.settings import Settings
+from tasks.ops.controlled import ControlledConfig, class_names
+from tasks.ops.controlled_files import write_task
 
 CLASSES = ("blue", "green", "red")
 SPLIT_SIZES = {"train": 24, "val": 10, "test": 11}
@@ -206,6 +209,37 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_set(tmp_path_factory.mktemp("data") / "shards" / "tiny", splits)
 
 
+def write_controlled_set(folder: Path, config: ControlledConfig) -> Path:
+    """Make the videos of a controlled task and pack them."""
+    write_task(folder / "videos", config)
+    classes = class_names(config.task)
+    splits: dict[str, list[tuple[ClipRecord, dict[str, bytes]]]] = {}
+    for path in sorted((folder / "videos").rglob("*.mp4")):
+        split, name = path.parts[-3:-1]
+        record = ClipRecord(
+            key=f"{split}-{name}-{path.stem}",
+            source=path.name,
+            part="main",
+            split=split,
+            group=path.stem,
+            label=classes.index(name),
+            num_frames=config.num_frames,
+            fps=float(config.fps),
+            width=config.size,
+            height=config.size,
+            duration_s=config.num_frames / config.fps,
+            has_audio=False,
+        )
+        splits.setdefault(split, []).append((record, {"mp4": path.read_bytes()}))
+    return write_set(folder / "shards", splits, per_shard=200, classes=classes)
+
+
+@pytest.fixture(scope="session")
+def controlled_shards() -> Callable[[Path, ControlledConfig], Path]:
+    """`write_controlled_set`."""
+    return write_controlled_set
+
+
 @pytest.fixture(scope="session")
 def jpgs_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shard folder of `jpgs` samples: every second frame of a clip of 16 is stored; 6 train clips."""
@@ -220,6 +254,19 @@ def jpgs_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record = make_record(f"clip-{number:03d}", "train", number % 3, 16, height, width, frame_index=stored)
         samples.append((record, {"jpgs": pack_jpgs(files)}))
     return write_set(tmp_path_factory.mktemp("data") / "jpgs", {"train": samples}, representation="jpgs", per_shard=3)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow store, to be copied into a project's root: making one takes seconds.
+
+    Experiments name their own folder for artifacts, so it does not matter where the store was made.
+    """
+    from training.core.tracking import ensure_store
+
+    root = tmp_path_factory.mktemp("store")
+    ensure_store(Settings(root=root, mlflow_tracking_uri=None))
+    return root / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ EVALUATIONS = [name for name in INSTANCES if KINDS[name] == "evaluate"]
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Settings:
+def chain(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path, empty_store: Path) -> Settings:
     """A project in which every stage has run on the tiny data set."""
     root = tmp_path_factory.mktemp("chain")
     (root / "params").mkdir()
@@ -43,6 +43,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Settin
     shutil.copy(PARAMS.parent / "params.yaml", root / "params.yaml")
     (root / "dvc.yaml").write_text("stages: {}\n")
     shutil.copytree(tiny_shards, root / "data" / "shards" / "tiny")
+    shutil.copy(empty_store, root)
     # One thread: the nets are too small to be worth two, and two slow each other down beside other work.
     settings = Settings(root=root, train_workers=0, train_cpus_per_worker=1, progress=False, device="cpu")
     for name in INSTANCES:

@@ -18,8 +18,11 @@ import psutil
 import pytest
 import yaml
 
+from infra.settings import Settings
 from training.core.checkpoint import model_digest
 from training.core.evaluate import Predictions
+from training.core.run import run_stage
+from training.core.stage import StageRef
 
 PARAMS = Path(__file__).parents[2] / "params.tiny.yaml"
 INSTANCE = "adafocus_pretrain@tiny-local"
@@ -28,7 +31,7 @@ FOLDER = "adafocus_pretrain/local"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def make_project(root: Path, shards: Path, **fit: object) -> Path:
+def make_project(root: Path, shards: Path, store: Path, **fit: object) -> Path:
     (root / "params").mkdir(parents=True)
     values = yaml.safe_load(PARAMS.read_text())
     values["adafocus_pretrain"]["fit"] |= fit
@@ -36,7 +39,16 @@ def make_project(root: Path, shards: Path, **fit: object) -> Path:
     (root / "params.yaml").write_text("datasets: [tiny]\n")
     (root / "dvc.yaml").write_text("stages: {}\n")
     shutil.copytree(shards, root / "data" / "shards" / "tiny")
+    shutil.copy(store, root)
     return root
+
+
+def run_here(root: Path) -> None:
+    """Run the stage in this process, without Ray: what the references of these tests are made by."""
+    run_stage(
+        StageRef.parse(INSTANCE),
+        Settings(root=root, train_workers=0, train_cpus_per_worker=1, progress=False, device="cpu"),
+    )
 
 
 def start(root: Path, workers: int, **env: str) -> subprocess.Popen[bytes]:
@@ -81,15 +93,15 @@ LONG = {"steps": 240, "checkpoint_every": 4, "log_every": 4, "eval_every": 0}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
-    """The uninterrupted run on one worker."""
-    root = make_project(tmp_path_factory.mktemp("whole"), tiny_shards, **LONG)
-    finish(root, start(root, 1))
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path, empty_store: Path) -> Path:
+    """The uninterrupted run."""
+    root = make_project(tmp_path_factory.mktemp("whole"), tiny_shards, empty_store, **LONG)
+    run_here(root)
     return root
 
 
-def test_killed_worker_goes_on_from_the_last_checkpoint(tmp_path, tiny_shards, whole):
-    root = make_project(tmp_path / "p", tiny_shards, **LONG)
+def test_killed_worker_goes_on_from_the_last_checkpoint(tmp_path, tiny_shards, empty_store, whole):
+    root = make_project(tmp_path / "p", tiny_shards, empty_store, **LONG)
     process = start(root, 1)
     wait_for_checkpoints(root, process, 3)
     (worker,) = train_workers(process)
@@ -101,8 +113,8 @@ def test_killed_worker_goes_on_from_the_last_checkpoint(tmp_path, tiny_shards, w
     assert model_digest(result(root)[1] / "model") == model_digest(result(whole)[1] / "model")
 
 
-def test_killed_driver_resumes_when_started_again(tmp_path, tiny_shards, whole):
-    root = make_project(tmp_path / "p", tiny_shards, **LONG)
+def test_killed_driver_resumes_when_started_again(tmp_path, tiny_shards, empty_store, whole):
+    root = make_project(tmp_path / "p", tiny_shards, empty_store, **LONG)
     process = start(root, 1)
     wait_for_checkpoints(root, process, 2)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -117,25 +129,25 @@ def test_killed_driver_resumes_when_started_again(tmp_path, tiny_shards, whole):
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_two_workers_follow_one_worker(tmp_path, tiny_shards, whole):
+def test_two_workers_follow_one_worker(tmp_path, tiny_shards, empty_store, whole):
     """D11: another worker count changes the sums' order and nothing else; batch norm is synchronised."""
-    root = make_project(tmp_path / "p", tiny_shards, **{**LONG, "steps": 24})
-    one = make_project(tmp_path / "q", tiny_shards, **{**LONG, "steps": 24})
+    root = make_project(tmp_path / "p", tiny_shards, empty_store, **{**LONG, "steps": 24})
+    one = make_project(tmp_path / "q", tiny_shards, empty_store, **{**LONG, "steps": 24})
     for folder in (root, one):  # dropout masks are drawn per rank: without them nothing but the order of sums differs
         path = folder / "params" / "tiny.yaml"
         values = yaml.safe_load(path.read_text())
         values["adafocus_pretrain"]["dropout"] = 0.0
         path.write_text(yaml.safe_dump(values))
     finish(root, start(root, 2))
-    finish(one, start(one, 0))
+    run_here(one)
     a, b = (Predictions.load(result(r)[1] / "predictions.npz") for r in (root, one))
     assert list(a.key) == list(b.key)
     assert len(set(a.key)) == 10
     np.testing.assert_allclose(a.scores, b.scores, rtol=1e-3, atol=1e-4)
 
 
-def test_error_of_the_user_is_one_message_and_no_restart(tmp_path, tiny_shards):
-    root = make_project(tmp_path / "p", tiny_shards, **LONG)
+def test_error_of_the_user_is_one_message_and_no_restart(tmp_path, tiny_shards, empty_store):
+    root = make_project(tmp_path / "p", tiny_shards, empty_store, **LONG)
     shard = next((root / "data/shards/tiny").glob("*train*.tar"))
     shard.write_bytes(shard.read_bytes()[:2048])
     process = start(root, 1)
@@ -145,9 +157,9 @@ def test_error_of_the_user_is_one_message_and_no_restart(tmp_path, tiny_shards):
     assert "error:" in text
 
 
-def test_lost_node_is_survived(tmp_path, tiny_shards, whole):
+def test_lost_node_is_survived(tmp_path, tiny_shards, empty_store, whole):
     """Two-node cluster on this machine; the node of the worker dies, the fit goes on on the other."""
-    root = make_project(tmp_path / "p", tiny_shards, **LONG)
+    root = make_project(tmp_path / "p", tiny_shards, empty_store, **LONG)
     script = tmp_path / "cluster.py"
     script.write_text(CLUSTER)
     env = {
@@ -177,14 +189,14 @@ from ray.cluster_utils import Cluster
 root, instance = Path(sys.argv[1]), sys.argv[2]
 # The head only schedules: the worker, which asks for a CPU, must go to one of the other nodes.
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-nodes = [cluster.add_node(num_cpus=2)]
+nodes = [cluster.add_node(num_cpus=1)]
 env = {**os.environ, "RAY_ADDRESS": cluster.address}
 fit = subprocess.Popen([sys.executable, "-m", "training", "run", instance], cwd=root, env=env)
 deadline = time.monotonic() + 200
 while not any(int(p.name.split("-")[1]) >= 12 for p in (root / ".work").rglob("step-*")):
     assert fit.poll() is None and time.monotonic() < deadline
     time.sleep(0.05)
-cluster.add_node(num_cpus=2)
+cluster.add_node(num_cpus=1)
 cluster.remove_node(nodes[0], allow_graceful=False)
 print("node removed", flush=True)
 code = fit.wait(timeout=300)

@@ -21,7 +21,7 @@ from training.core.config import ConfigError
 from training.core.failures import StageFailed
 from training.core.run import run_stage
 from training.core.stage import StageRef
-from training.core.tracking import client, ensure_store, find_runs, metric_history
+from training.core.tracking import client, find_runs, metric_history
 from training.core.trials import Journal, Trial, check_trial
 from training.registry import FAMILIES
 
@@ -132,7 +132,7 @@ FAMILIES["hill"] = "hill_family"
 INSTANCE = StageRef.parse("hill_search@tiny")
 
 
-def make_project(root: Path, shards: Path, rounds: int = 3, width: int = 4) -> Path:
+def make_project(root: Path, shards: Path, store: Path, rounds: int = 3, width: int = 4) -> Path:
     (root / "params").mkdir(parents=True)
     (root / "scripts").mkdir()
     section = {"stopping": None, "rounds": rounds, "width": width}
@@ -143,22 +143,14 @@ def make_project(root: Path, shards: Path, rounds: int = 3, width: int = 4) -> P
     (root / "hill_family.py").write_text(FAMILY)
     (root / "sitecustomize.py").write_text(SITE)
     shutil.copytree(shards, root / "data" / "shards" / "tiny")
+    shutil.copy(store, root)
     return root
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow store to copy: making one takes seconds."""
-    root = tmp_path_factory.mktemp("store")
-    ensure_store(make_settings(root))
-    return root / "mlflow.db"
-
-
 @pytest.fixture
-def hill(tmp_path: Path, tiny_shards: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def hill(tmp_path: Path, tiny_shards: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project whose family is registered in this process."""
-    root = make_project(tmp_path / "here", tiny_shards)
-    shutil.copy(store, root)
+    root = make_project(tmp_path / "here", tiny_shards, empty_store)
     monkeypatch.setitem(FAMILIES, "hill", "hill_family")
     monkeypatch.syspath_prepend(root)
     monkeypatch.chdir(root)
@@ -396,9 +388,9 @@ def wait_for_outcomes(root: Path, process: subprocess.Popen[bytes], count: int) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_search_on_actors_ends_as_an_uninterrupted_one(tmp_path, tiny_shards, hill):
+def test_killed_search_on_actors_ends_as_an_uninterrupted_one(tmp_path, tiny_shards, empty_store, hill):
     """Driver and Ray die together; then the driver alone; nothing of either lives on."""
-    root = make_project(tmp_path / "killed", tiny_shards, rounds=8)
+    root = make_project(tmp_path / "killed", tiny_shards, empty_store, rounds=8)
     for path in ("r1_xm1", "r2_x1", "r4_x3", "r5_x6"):
         script(root, path, "time.sleep(1)")
     told: dict[str, int] = {}  # trial with an outcome → how often it had been scored until then
@@ -434,8 +426,8 @@ def test_killed_search_on_actors_ends_as_an_uninterrupted_one(tmp_path, tiny_sha
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_actors_are_replaced_and_a_deadly_candidate_is_given_up(tmp_path, tiny_shards):
-    root = make_project(tmp_path / "deadly", tiny_shards)
+def test_actors_are_replaced_and_a_deadly_candidate_is_given_up(tmp_path, tiny_shards, empty_store):
+    root = make_project(tmp_path / "deadly", tiny_shards, empty_store)
     script(root, "r0_x0", "os._exit(1)")
     once = "flag = HERE / 'died'\nif not flag.exists():\n    flag.touch()\n    os._exit(1)"
     script(root, "r1_x2", once)
@@ -459,8 +451,8 @@ def test_actors_are_replaced_and_a_deadly_candidate_is_given_up(tmp_path, tiny_s
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_scorer_that_cannot_be_made_ends_the_search(tmp_path, tiny_shards):
-    root = make_project(tmp_path / "none", tiny_shards)
+def test_scorer_that_cannot_be_made_ends_the_search(tmp_path, tiny_shards, empty_store):
+    root = make_project(tmp_path / "none", tiny_shards, empty_store)
     (root / "no_scorer").touch()
     process = start(root, FOVEA_SEARCH_TRIALS="1")
     assert process.wait(timeout=200) == 1

@@ -341,7 +341,7 @@ MODELS = {}
 INSTANCE = StageRef.parse("toy_search@tiny")
 
 
-def make_project(root: Path, shards: Path, seeds: tuple[int, ...] = (2, 3), **fit: Any) -> Path:
+def make_project(root: Path, shards: Path, store: Path, seeds: tuple[int, ...] = (2, 3), **fit: Any) -> Path:
     """A project with the search of `FAMILY`, which lies in it as a module."""
     (root / "params").mkdir(parents=True)
     values = {**SECTIONS, "toy_search": {"stopping": None, "seeds": list(seeds)}}
@@ -351,13 +351,14 @@ def make_project(root: Path, shards: Path, seeds: tuple[int, ...] = (2, 3), **fi
     (root / "dvc.yaml").write_text("stages: {}\n")
     (root / "toy_family.py").write_text(FAMILY)
     shutil.copytree(shards, root / "data" / "shards" / "tiny")
+    shutil.copy(store, root)
     return root
 
 
 @pytest.fixture
-def toy(tmp_path: Path, tiny_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def toy(tmp_path: Path, tiny_shards: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project whose family is registered in this process."""
-    root = make_project(tmp_path / "here", tiny_shards)
+    root = make_project(tmp_path / "here", tiny_shards, empty_store)
     monkeypatch.setitem(FAMILIES, "toy", "toy_family")
     monkeypatch.syspath_prepend(root)
     monkeypatch.chdir(root)
@@ -490,9 +491,9 @@ def wait_for_steps(root: Path, trial: str, process: subprocess.Popen[bytes], ste
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_search_ends_as_an_uninterrupted_one(tmp_path, tiny_shards):
+def test_killed_search_ends_as_an_uninterrupted_one(tmp_path, tiny_shards, empty_store):
     """Driver and Ray die together while the second trial trains; the reference is trained in this process."""
-    root = make_project(tmp_path / "killed", tiny_shards, (1, 2), **LONG)
+    root = make_project(tmp_path / "killed", tiny_shards, empty_store, (1, 2), **LONG)
     process = start(root, STAGE_SCRIPT)
     folder = wait_for_steps(root, ".work/runs/*/*/trials/seed-2", process, 16)
     family = psutil.Process(process.pid).children(recursive=True)

@@ -18,7 +18,6 @@ from training.core.failures import StageFailed
 from training.core.lineage import lineage
 from training.core.run import resolve, run_stage
 from training.core.stage import Stage, StageRef, check_upstream, paths_of, upstream_key, upstream_ref
-from training.core.tracking import ensure_store
 from training.registry import FAMILIES, all_stages
 
 SECTIONS = yaml.safe_load((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
@@ -99,16 +98,8 @@ MODELS = {}
 '''
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow store to copy: making one takes seconds."""
-    root = tmp_path_factory.mktemp("store")
-    ensure_store(make_settings(root))
-    return root / "mlflow.db"
-
-
 @pytest.fixture
-def rates(tmp_path: Path, tiny_shards: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def rates(tmp_path: Path, tiny_shards: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project whose family is registered in this process."""
     root = tmp_path / "here"
     (root / "params").mkdir(parents=True)
@@ -120,7 +111,7 @@ def rates(tmp_path: Path, tiny_shards: Path, store: Path, monkeypatch: pytest.Mo
     (root / "rate_family").mkdir()
     (root / "rate_family" / "__init__.py").write_text(FAMILY)
     shutil.copytree(tiny_shards, root / "data" / "shards" / "tiny")
-    shutil.copy(store, root)
+    shutil.copy(empty_store, root)
     monkeypatch.setitem(FAMILIES, "rate", "rate_family")
     monkeypatch.syspath_prepend(root)
     monkeypatch.chdir(root)

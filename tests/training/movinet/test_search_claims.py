@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_specs.schema import ClipRecord
-from tasks.ops.controlled import ControlledConfig, class_names
-from tasks.ops.controlled_files import write_task
+from tasks.ops.controlled import ControlledConfig
 from training.backbones.movinet_layout import VARIANTS
 from training.core.checkpoint import save_model
 from training.core.config import validate
@@ -47,25 +45,6 @@ FIT: dict[str, Any] = {
         "warmup_steps": 10,
     },
 }  # fmt: skip
-
-
-def shards_of(task: Any, folder: Path, write_set: Callable[..., Path]) -> Path:
-    """Make the task's videos and pack them."""
-    config = ControlledConfig(
-        task=task, seed=0, num_train=240, num_val=120, num_test=8, size=64, num_frames=FRAMES, fps=8, noise=4.0
-    )
-    write_task(folder / "videos", config)
-    classes = class_names(task)
-    splits: dict[str, list[Any]] = {}
-    for path in sorted((folder / "videos").rglob("*.mp4")):
-        split, name = path.parts[-3:-1]
-        record = ClipRecord(
-            key=f"{split}-{name}-{path.stem}", source=path.name, part="main", split=split, group=path.stem,
-            label=classes.index(name), num_frames=FRAMES, fps=8.0, width=64, height=64, duration_s=FRAMES / 8,
-            has_audio=False,
-        )  # fmt: skip
-        splits.setdefault(split, []).append((record, {"mp4": path.read_bytes()}))
-    return write_set(folder / "shards", splits, per_shard=200, classes=classes)
 
 
 def train_supernet(shards: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -149,10 +128,13 @@ def temporal_share(architectures: list[dict[str, Any]]) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["speed", "static"])
 def test_temporal_kernels_are_found_where_time_decides(
-    task: str, shard_writer: Callable[..., Path], tmp_path: Path
+    task: Any, controlled_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)  # beside another test, two threads would wait for each other
-    shards = shards_of(task, tmp_path, shard_writer)
+    videos = ControlledConfig(
+        task=task, num_train=240, num_val=120, num_test=8, size=64, num_frames=FRAMES, fps=8, noise=4.0
+    )
+    shards = controlled_shards(tmp_path, videos)
     supernet, classes = train_supernet(shards, tmp_path / "model")
     scorer = Remembered(supernet, shards, classes)
     found, last = temporal_shares(supernet, scorer, classes, "none")

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_specs.schema import ClipRecord
-from tasks.ops.controlled import ControlledConfig, class_names
-from tasks.ops.controlled_files import write_task
+from tasks.ops.controlled import ControlledConfig
 from training.core.data import open_loader
 from training.core.evaluate import evaluate
 from training.core.loop import fit
@@ -23,24 +21,6 @@ FRAMES, PIXELS = (16, 32), (4, 64)
 """(frames, size) of equal cost."""
 
 STEPS = {"flicker": 80, "detail": 150}
-
-
-def shards_of(task: Any, folder: Path, write_set: Callable[..., Path]) -> Path:
-    """Make the task's videos and pack them."""
-    config = ControlledConfig(
-        task=task, seed=0, num_train=320, num_val=120, num_test=8, size=64, num_frames=32, fps=8, noise=4.0
-    )
-    write_task(folder / "videos", config)
-    classes = class_names(task)
-    splits: dict[str, list[Any]] = {}
-    for path in sorted((folder / "videos").rglob("*.mp4")):
-        split, name = path.parts[-3:-1]
-        record = ClipRecord(
-            key=f"{split}-{name}-{path.stem}", source=path.name, part="main", split=split, group=path.stem,
-            label=classes.index(name), num_frames=32, fps=8.0, width=64, height=64, duration_s=4.0, has_audio=False,
-        )  # fmt: skip
-        splits.setdefault(split, []).append((record, {"mp4": path.read_bytes()}))
-    return write_set(folder / "shards", splits, per_shard=200, classes=classes)
 
 
 def config(values: dict[str, Any], task: str, frames: int, size: int, seed: int) -> TrainConfig:
@@ -86,15 +66,18 @@ def accuracy(shards: Path, given: TrainConfig) -> tuple[float, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "winner", "loser"), [("flicker", FRAMES, PIXELS), ("detail", PIXELS, FRAMES)])
 def test_what_wins_at_equal_cost_depends_on_the_task(
-    task: str,
+    task: Any,
     winner: tuple[int, int],
     loser: tuple[int, int],
     values: dict[str, Any],
-    shard_writer: Callable[..., Path],
+    controlled_shards: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     torch.set_num_threads(1)  # beside another test, two threads would wait for each other
-    shards = shards_of(task, tmp_path, shard_writer)
+    videos = ControlledConfig(
+        task=task, num_train=320, num_val=120, num_test=8, size=64, num_frames=32, fps=8, noise=4.0
+    )
+    shards = controlled_shards(tmp_path, videos)
     for seed in (0, 1):
         better, cost = accuracy(shards, config(values, task, *winner, seed))
         worse, same = accuracy(shards, config(values, task, *loser, seed))

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -171,9 +172,10 @@ def write_shards(folder: Path, counts: dict[str, int], seed: int = 0) -> ShardIn
 class Project:
     """A project folder with the outputs of training stages, made as the stages make them."""
 
-    def __init__(self, root: Path, test_clips: int = 120) -> None:
+    def __init__(self, root: Path, store: Path, test_clips: int = 120) -> None:
         self.settings = Settings(root=root, mlflow_tracking_uri=None, progress=False, device="cpu")
         self.root = root
+        shutil.copy(store, root)
         (root / "params").mkdir()
         (root / "params" / "demo.yaml").write_text(yaml.safe_dump(PARAMS))
         self._counts = {"train": 16, "test": test_clips}
@@ -275,17 +277,18 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def registered(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Project:
     """A project with one registered model, version 1 of adafocus-demo; tests only read it."""
-    project = Project(tmp_path_factory.mktemp("project"))
+    project = Project(tmp_path_factory.mktemp("project"), empty_store)
     project.train()
     register(project.settings, project.evaluate())
     return project
 
 
 @pytest.fixture(scope="session")
-def make_project() -> type[Project]:
-    return Project
+def make_project(empty_store: Path) -> Callable[[Path], Project]:
+    """`Project` of a folder."""
+    return lambda root: Project(root, empty_store)
 
 
 @pytest.fixture(scope="session")

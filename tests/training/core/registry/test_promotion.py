@@ -1,6 +1,7 @@
 """Promotion against a real store; the versions carry fabricated evaluations in the documented format."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,17 @@ from training.core.gate import RoundTrip
 from training.core.modelcard import Facts
 from training.core.promotion import promote
 from training.core.registration import Registry, RegistryError, Version
-from training.core.tracking import download_artifacts, ensure_store, list_artifacts, start_run
+from training.core.tracking import download_artifacts, list_artifacts, start_run
 
 CLASSES = ("a", "b", "c", "d")
 GOOD = RoundTrip(4, 0.0, True)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> Settings:
+def settings(tmp_path_factory, empty_store) -> Settings:
     settings = Settings(root=tmp_path_factory.mktemp("project"), mlflow_tracking_uri=None)
     (settings.root / "params").mkdir()
-    ensure_store(settings)
+    shutil.copy(empty_store, settings.root)
     return settings
 
 
