@@ -305,6 +305,16 @@ class Chain:
         done = self.evaluate(evaluation, config.data, "test")
         metrics = {key.removeprefix("test/"): value for key, value in done.metrics.items()}
         segments = evaluation.segments(done.predictions)
+        if self.device.type == "cuda":
+            again = evaluate(
+                evaluation,
+                self.loader("test", config.data, train=False),  # type: ignore[arg-type]
+                split="test",
+                device=self.device,
+                precision="bf16",
+            )
+            changed = again.predictions.extras["choices"] != done.predictions.extras["choices"]
+            metrics |= {"changed_in_bf16": float(changed.mean()), "top1_in_bf16": again.metrics["test/top1"]}
         flags = self.videos["test"].flags_NSK
         oracle = segments.of_choices("informative", [segments.given(flags)], policy=False)
         metrics |= {"top1_informative": oracle.top1, "gmac_per_video_informative": oracle.gmac}
@@ -334,7 +344,7 @@ def selectivity(segments: Segments, flags_NSK: Array) -> dict[str, float]:
 
 SHOWN = (
     "top1", "top1_fusion", "saving", "top1_random", "top1_all_or_none", "top1_informative", "top1_rgb", "top1_audio",
-    "usage_rgb", "usage_audio", "use_rgb_of_sound", "use_rgb_of_picture", "use_rgb_informative", "use_rgb_other",
+    "top1_sampled", "usage_rgb", "usage_audio", "use_rgb_of_sound", "use_rgb_of_picture", "use_rgb_informative", "use_rgb_other",
 )  # fmt: skip
 
 
@@ -366,12 +376,15 @@ def main() -> None:
             chain.price = price
             metrics, _ = chain.result(chain.chosen(warmed), single)
             rows.append({"seed": seed, "price": price, **metrics})
-            cells = " | ".join(f"{metrics[name]:.3f}" for name in SHOWN)
+            cells = " | ".join(f"{metrics[name]:.4f}" for name in SHOWN)
             print(f"| {seed} | {price:g} | {cells} |", flush=True)
         print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in chain.seconds.items()), flush=True)
     for price in options.prices:
         of = [row for row in rows if row["price"] == price]
-        for other in ("fusion", "random", "all_or_none"):
+        for name in ("changed_in_bf16", "top1_in_bf16"):
+            if name in of[0]:
+                print(f"price {price:g}: {name} " + ", ".join(f"{row[name]:.4f}" for row in of))
+        for other in ("fusion", "random", "all_or_none", "sampled"):
             gaps = [row["top1"] - row[f"top1_{other}"] for row in of]
             error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
             won = sum(gap > 0 for gap in gaps)

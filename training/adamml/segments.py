@@ -252,6 +252,12 @@ class Segments:
         there_K = self.available_NSK.sum(axis=(0, 1))
         return np.asarray((used_NSK & self.available_NSK).sum(axis=(0, 1)) / np.maximum(there_K, 1))
 
+    def sampled(self, seed: int) -> Flags:
+        """Return decisions drawn from the policy's own probabilities, as in training."""
+        probability = 1 / (1 + np.exp(-self.use_logits_NSK.astype(np.float64)))
+        drawn = np.random.default_rng(seed).random(probability.shape) < probability
+        return np.asarray(drawn & self.available_NSK)
+
     def at_random(self, rates_K: Array, seed: int) -> Flags:
         """Use each modality of each segment, where available, with the probability of `rates`, blindly."""
         draws_NSK = np.random.default_rng(seed).random(self.choices_NSK.shape)
