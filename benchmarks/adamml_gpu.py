@@ -115,9 +115,7 @@ def speed(options: argparse.Namespace) -> None:
         if kind == "audio":
             raw = replace(raw, frames_BTHWC=raw.frames_BTHWC[:, :0])
         group = "main" if single else "recognition"
-        trainer = Trainer(
-            system_of(kind, options), fit_config(compiled=bool(compiled), **SGD, lr={group: 0.01}), raw
-        )
+        trainer = Trainer(system_of(kind, options), fit_config(compiled=bool(compiled), **SGD, lr={group: 0.01}), raw)
         if kind == "joint policy":
             trainer.count = 50  # the second half of the first round
         first = float(trainer.step())

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from training.adamml.cost import segment_gmac
 
+from training.adamml.cost import segment_gmac
 from training.adamml.model import AdaMML, rows_of
 
 CLASSES = 5
