@@ -96,7 +96,8 @@ class LazySegments:
     def _pictures(self, numbers: Index) -> Tensor:
         """Return normalised frames (*numbers.shape,3,H,W)."""
         video_CTHW = self.transform.pictures(self._raw(numbers.ravel()), train=False).video_BCTHW[0]
-        return video_CTHW.transpose(0, 1).unflatten(0, numbers.shape)
+        frames: Tensor = video_CTHW.transpose(0, 1).unflatten(0, numbers.shape)  # type: ignore[no-untyped-call]
+        return frames
 
     def _raw(self, numbers: Index | Sequence[int]) -> RawBatch:
         pictures = Decoded(self.video.pictures(numbers), None, None)
@@ -121,7 +122,7 @@ def predict_lazily(system: "AdaMMLSystem", video: "LazyVideo", device: torch.dev
     every = np.arange(len(video.positions_VT))
     step = config.num_frames // config.policy_frames
     source.decode(dict.fromkeys(config.policy_modalities, every), step, video.witness)
-    views = {}
+    views: dict[str, Tensor] = {}
     for name in config.policy_modalities:
         value = source.segments(name, every, step)
         views[name] = value if name == "audio" else shrink(value, config.policy_size)
