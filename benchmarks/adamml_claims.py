@@ -344,7 +344,8 @@ def selectivity(segments: Segments, flags_NSK: Array) -> dict[str, float]:
 
 SHOWN = (
     "top1", "top1_fusion", "saving", "top1_random", "top1_all_or_none", "top1_informative", "top1_rgb", "top1_audio",
-    "top1_sampled", "usage_rgb", "usage_audio", "use_rgb_of_sound", "use_rgb_of_picture", "use_rgb_informative", "use_rgb_other",
+    "top1_sampled", "usage_rgb", "usage_audio", "use_rgb_of_sound", "use_rgb_of_picture", "use_rgb_informative",
+    "use_rgb_other",
 )  # fmt: skip
 
 

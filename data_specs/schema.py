@@ -278,6 +278,7 @@ class ClipRecord(Strict):
     end_s: float | None = None
     """Span of the source that this sample shows; None is the end of the source."""
     num_frames: int
+    """Length of the (resampled) clip, also where `jpgs` stores only some of its frames."""
     fps: float
     width: int
     height: int
@@ -287,6 +288,25 @@ class ClipRecord(Strict):
     frame_index: tuple[int, ...] | None = None
     """Only for `jpgs`: which frames of the (resampled) clip were stored."""
     source_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _counts_the_clip(self) -> "ClipRecord":
+        """Read a record of the first `jpgs` shards, which has the number of stored frames for the clip's length.
+
+        Of the clip's length were rate and duration, so that it follows from them. Only a clip that is stored whole
+        can rightly have as many frames as are stored.
+        """
+        stored = self.frame_index
+        if not stored:
+            return self
+        if self.num_frames == len(stored) and stored != tuple(range(len(stored))):
+            object.__setattr__(self, "num_frames", round(self.duration_s * self.fps))
+        if max(stored) >= self.num_frames:
+            raise ValueError(
+                f"frame_index has frame {max(stored)} of a clip of {self.num_frames} frames ({self.duration_s:g} s at "
+                f"{self.fps:g} fps); run the ingest again"
+            )
+        return self
 
 
 class BoxTrack(Strict):
@@ -305,6 +325,7 @@ class IndexEntry(Strict):
     key: str
     label: int | tuple[int, ...] | None
     num_frames: int
+    """Of the clip; in the first `jpgs` shards of those that are stored, where the record says it right."""
     members: dict[str, tuple[int, int]]
     """Extension → (offset of the data in the tar, size), bytes."""
 

@@ -63,7 +63,7 @@ class Clip:
     members: dict[str, bytes]
     """Extension → content."""
     num_frames: int
-    """That can be read from the members."""
+    """Length of the clip; of `jpgs` only those of `frame_index` are in the members."""
     fps: float
     width: int
     height: int

@@ -16,6 +16,9 @@ from tasks.ops.probe import RejectedError
 REVISION = 1
 """Raised when a change of this package changes the bytes of clips; part of every plan digest."""
 
+JPGS_REVISION = 2
+"""The same for samples of representation `jpgs` alone. 2: their records have the clip's length in `num_frames`."""
+
 _STREAM = re.compile(r"Input stream #0:(\d+) \(\w+\): (\d+) packets read.*?; (\d+) frames decoded; (\d+) decode errors")
 _READ = re.compile(r"Input stream #0:(\d+) \(\w+\): (\d+) packets read")
 _OUTPUT = re.compile(r"Output stream #(\d+):(\d+) \(video\): (\d+) frames encoded")
@@ -103,7 +106,9 @@ def encoder_of(settings: Settings, representation: str, flow: str | None = None)
         programs = f"opencv {cv2.__version__}+simplejpeg {version('simplejpeg')}+av {av.__version__}"
         return Encoder(name=name, version=f"{ffmpeg}+{programs}")
     if representation == "jpgs":
-        return Encoder(name=f"ffmpeg+simplejpeg/{REVISION}", version=f"{ffmpeg}+{version('simplejpeg')}")
+        return Encoder(
+            name=f"ffmpeg+simplejpeg/{REVISION}+jpgs/{JPGS_REVISION}", version=f"{ffmpeg}+{version('simplejpeg')}"
+        )
     return Encoder(name=f"ffmpeg/{REVISION}", version=ffmpeg)
 
 

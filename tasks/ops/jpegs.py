@@ -64,7 +64,7 @@ def encode_jpgs(path: Path, info: VideoInfo, cut: Cut, policy: ClipPolicy, progr
             members[name] = file.read_bytes()
     return Clip(
         members=members,
-        num_frames=len(index),
+        num_frames=found,
         fps=float(cut.rate),
         width=cut.width,
         height=cut.height,

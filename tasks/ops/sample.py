@@ -102,9 +102,8 @@ def _encode(path: Path, planned: PlannedVideo, context: SampleContext, folder: P
     cut = plan_cut(info, policy, video.start_s, video.end_s)
     encode = encode_mp4 if policy.representation == "mp4" else encode_jpgs
     clip = encode(path, info, cut, policy, ffmpeg_path(context.settings), folder)
-    frames = clip.num_frames if clip.frame_index is None else round(clip.duration_s * clip.fps)
-    if frames < policy.min_frames:
-        raise RejectedError(RejectReason.TOO_SHORT, f"{frames} frames, the least is {policy.min_frames}")
+    if clip.num_frames < policy.min_frames:
+        raise RejectedError(RejectReason.TOO_SHORT, f"{clip.num_frames} frames, the least is {policy.min_frames}")
     return clip
 
 

@@ -89,8 +89,8 @@ def figures(segments: Segments, draws: int) -> dict[str, float]:
 
     With `top1` for accuracy (`map` on multi-label data): of each modality `usage_…` (share of segments),
     `usage_spread_…` (standard deviation of a video's usage) and `mutual_information_…` (bits, single-label only);
-    `saving` (1 − executed by fusion GMAC); accuracy and `gmac_per_video` of `sampled` (decisions drawn from the policy's
-    probabilities instead of the likelier one), `random` (at the model's rates),
+    `saving` (1 − executed by fusion GMAC); accuracy and `gmac_per_video` of `sampled` (decisions drawn from the
+    policy's probabilities instead of the likelier one), `random` (at the model's rates),
     `all_or_none` (at the model's executed cost) and `oracle`; `top1_over_…` these, fusion and each modality by itself;
     `top1_at_<p>` and `gmac_at_<p>` of the threshold curve; with sound in some videos only `top1_with_sound`,
     `top1_without_sound`, `samples_with_sound`, `samples_without_sound`.

@@ -128,7 +128,7 @@ class SplitIndex:
             label=self.labels[number],
             epoch=epoch,
             valid=valid,
-            num_frames=int(self.num_frames[number]),
+            num_frames=record.num_frames if record else int(self.num_frames[number]),
             size=self.frame_size(number),
             frame_index=record.frame_index if record else None,
             origin=self.path(number),

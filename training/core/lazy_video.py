@@ -16,7 +16,7 @@ from training.core.decode import coded_size, count_frames, decode_clip, resolve_
 from training.core.decode_rungs import DecodeError
 from training.core.flow import extracted_fields, still_fields, stored_fields
 from training.core.sample_reader import as_sample
-from training.core.sampling import clip_positions, field_positions
+from training.core.sampling import clip_positions, clip_seed, field_positions, frame_positions
 
 __all__ = ["LazyVideo", "MiscountError"]
 
@@ -35,7 +35,13 @@ class LazyVideo:
     """One video; not for several threads at once."""
 
     def __init__(
-        self, source: Path | bytes, config: DataConfig, decoder: str, *, num_frames: int | None = None
+        self,
+        source: Path | bytes,
+        config: DataConfig,
+        decoder: str,
+        *,
+        key: str = "0",
+        num_frames: int | None = None,
     ) -> None:
         """Find out the length; nothing is decoded.
 
@@ -43,6 +49,7 @@ class LazyVideo:
             source: a video, or a sample that `clip_of` packed.
             config: with sampling `clips`; what it takes of the pictures does not matter here.
             decoder: a rung, or `auto`.
+            key: names the video and seeds its draws, as in `load_pictures`.
             num_frames: its length where that is known; else its packets are counted.
 
         Raises:
@@ -52,7 +59,7 @@ class LazyVideo:
         """
         if config.sampling != "clips":
             raise ValueError(f"a video is read piece by piece with sampling `clips` only, got `{config.sampling}`")
-        sample = as_sample(source)
+        sample = as_sample(source, key)
         self._content = sample.read()
         self._sample = sample._replace(read=lambda: self._content)
         self._config = config
@@ -60,10 +67,18 @@ class LazyVideo:
         self._pictures: dict[int, Frame] = {}
         self._fields: dict[int, Frame] = {}
         self._sound: tuple[NDArray[np.int16] | None] | None = None
-        self.num_frames = num_frames or sample.num_frames or promised_frames(self._content, config)
+        self.key = key
+        self.seed = clip_seed(0, 0, key)
+        """Of this video's draws, as of a batch of one."""
+        known = num_frames or sample.num_frames
+        self.num_frames = known or promised_frames(self._content, config)
         """L."""
         self.positions_VT = clip_positions(self.num_frames, config, train=False, seed=0)
         """Positions of the V clips, as in evaluation."""
+        whole = frame_positions(self.num_frames, config, train=False, seed=0)
+        self.witness = () if known or len(whole) == 0 else (int(whole.max()),)
+        """Where packets were counted: the last frame that is decoded of a video which is read whole. Fewer frames than
+        packets would show there. Whoever wants the same answer as from the whole video must ask for it, too."""
         self.decoded = 0
         """Pictures that were decoded so far."""
         self.extracted = 0
@@ -109,6 +124,19 @@ class LazyVideo:
             self._sound = (reader.sound(self.num_frames),)
         return self._sound[0]
 
+    def flow_sources(self, positions: Sequence[int] | NDArray[np.int64]) -> list[int]:
+        """Return the pictures that `flow` would need: none of fields that are stored, or were extracted before."""
+        if "flow" in self._sample.extras:
+            return []
+        if self.num_frames == 1:
+            return [0]
+        missing = set(self._field_numbers(positions)) - self._fields.keys()
+        return sorted({number + step for number in missing for step in (0, 1)})
+
+    def _field_numbers(self, positions: Sequence[int] | NDArray[np.int64]) -> list[int]:
+        places = np.array(_numbers(positions), dtype=np.int64)
+        return _numbers(field_positions(places, self._config.stack, self.num_frames))
+
     def flow(self, positions: Sequence[int] | NDArray[np.int64]) -> Frame:
         """Return `stack` − 1 fields from each position on, (n·(stack − 1),H,W,2) uint8.
 
@@ -119,8 +147,7 @@ class LazyVideo:
             DecodeError: pictures or stored fields cannot be decoded.
             MiscountError: the file is shorter than it promises.
         """
-        places = np.array(_numbers(positions), dtype=np.int64)
-        wanted = _numbers(field_positions(places, self._config.stack, self.num_frames))
+        wanted = self._field_numbers(positions)
         if self.num_frames == 1:
             self.pictures([0])
             return still_fields(len(wanted), self.size)
@@ -130,7 +157,7 @@ class LazyVideo:
                 made = dict(zip(missing, stored_fields(self._sample.extras["flow"](), missing), strict=True))
             else:
                 # All pictures in one go: each call to a decoder starts at the front of the file.
-                self.pictures(sorted({number + step for number in missing for step in (0, 1)}))
+                self.pictures(self.flow_sources(positions))
                 made = extracted_fields(missing, self.pictures)
             self.extracted += len(missing)
             self._fields |= made

@@ -25,14 +25,28 @@ class Strip:
 
 
 def input_frames(clip: bytes, config: DataConfig, decoder: str) -> NDArray[np.uint8]:
-    """Return what the network sees of a clip, (T,H,W,3): decoded, cropped, without normalisation."""
+    """Return what the network sees of a clip, (T,H,W,3): decoded, cropped, without normalisation.
+
+    Of sampling `clips` the first frame of each of V clips, (V,H,W,3), also where the network looks at no pictures; of a
+    single clip all T.
+    """
     from training.core.sample_reader import load_pictures
     from training.core.transforms import ClipTransform
 
     transform = ClipTransform(config.transform)
-    batch = transform(load_pictures(clip, config, decoder=decoder), train=False)
+    batch = transform(load_pictures(clip, pictures_of(config), decoder=decoder), train=False)
     frames: NDArray[np.uint8] = transform.to_pixels(batch.video_BCTHW)[0].cpu().numpy()
+    if config.sampling == "clips" and config.eval_clips > 1:
+        return frames[:: config.num_frames]
     return frames
+
+
+def pictures_of(config: DataConfig) -> DataConfig:
+    """Return a data block by which the pictures of a clip can be shown: the same places, without sound and flow."""
+    if config.sampling != "clips":
+        return config
+    # The stack stays: the places depend on it.
+    return config.model_copy(update={"pictures": "positions", "sound": None, "flow": False})
 
 
 def film_strip(
@@ -126,7 +140,7 @@ def strips(
     made = []
     for i in chosen:
         key = str(arrays["key"][i])
-        frames = input_frames(clip_of(samples[key], config), config, decoder)
+        frames = input_frames(clip_of(samples[key], pictures_of(config)), config, decoder)
         scores = np.asarray(arrays["scores"][i], dtype=np.float64)
         order = np.argsort(-scores)[:3]
         named = ", ".join(f"{classes[k]} {scores[k]:.0%}" for k in order)

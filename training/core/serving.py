@@ -4,17 +4,16 @@
 pyfunc for all families, with the code it needs beside it, so that it loads where this repository is not.
 """
 
-import base64
-import binascii
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.core.answers import Result, choices_of
+from training.core.decode_rungs import DecodeError
 from training.core.gate import RoundTrip
 from training.core.sample_reader import load_pictures
+from training.core.serving_inputs import as_source, items_of, name_of
 from training.core.tracking import quiet
 
 if TYPE_CHECKING:
     from training.core.checkpoint import LoadedModel
     from training.core.system import ClipBatch, Prediction
+
+log = logging.getLogger(__name__)
 
 REQUIREMENTS = (
     "mlflow",
@@ -75,10 +78,6 @@ mlflow.models.set_model(VideoModel())
 '''
 
 
-class InputError(ValueError):
-    """An input is neither a readable file nor bytes of one."""
-
-
 class VideoClassifier:
     """A model folder, ready to name what happens in videos."""
 
@@ -97,15 +96,40 @@ class VideoClassifier:
     def forward(self, source: Path | bytes, key: str = "0") -> tuple["Prediction", "ClipBatch"]:
         """Decode one video and predict; returns the prediction and the network input that it saw.
 
+        A system that decides what it looks at (`System.predict_lazily`) decodes no more than that; its network input
+        then has crop and flip, but no pictures.
+
         Raises:
             Exception: what the decoder raises for a file that it cannot read.
         """
         import torch
 
+        if (answer := self._lazily(source, key)) is not None:
+            return answer
         raw = load_pictures(source, self.model.data_config(), decoder=self.model.decoder, key=key)
         with torch.inference_mode():
             batch = self.model.system.prepare(raw.to(torch.device(self.device)), train=False)
             return self.model.system.predict(batch), batch
+
+    def _lazily(self, source: Path | bytes, key: str) -> "tuple[Prediction, ClipBatch] | None":
+        """Predict from what is looked at; None where the system, or this video, wants to be decoded whole."""
+        import torch
+
+        from training.core.lazy_video import LazyVideo
+        from training.core.system import System
+
+        model, config = self.model, self.model.data_config()
+        if type(model.system).predict_lazily is System.predict_lazily or config.sampling != "clips":
+            return None
+        try:
+            video = LazyVideo(source, config, model.decoder, key=key)
+            with torch.inference_mode():
+                return model.system.predict_lazily(video, torch.device(self.device))
+        except DecodeError as error:
+            # Pictures, damage, or fewer frames than packets: what there is to say or to save, the whole clip's
+            # reader does.
+            log.info("%s is read whole: %s", name_of(source), error)
+            return None
 
     def scores(self, source: Path | bytes) -> NDArray[np.float32]:
         """Return the score of each class (K,) for one video."""
@@ -137,62 +161,6 @@ class VideoClassifier:
         import pandas as pd
 
         return pd.DataFrame([self.classify(item, top).as_dict() for item in items_of(model_input)])
-
-
-def name_of(item: object) -> str:
-    """Return how an input is called in answers."""
-    if isinstance(item, bytes | bytearray | memoryview):
-        return f"bytes:{len(item)}"
-    text = str(item)
-    return text if len(text) <= 1024 and not text.startswith("data:") else f"base64:{len(text)}"
-
-
-def as_source(item: object) -> Path | bytes:
-    """Turn an input into a path or bytes.
-
-    Raises:
-        InputError: no such file, and not base64 either.
-    """
-    if isinstance(item, bytes | bytearray | memoryview):
-        return bytes(item)
-    if isinstance(item, Path):
-        text = str(item)
-    elif isinstance(item, str):
-        text = item
-    else:
-        raise InputError(f"a video is a path, bytes or base64 text, got {type(item).__name__}")
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    elif len(text) < 4096 and Path(text).is_file():
-        return Path(text)
-    if len(text) >= 64:
-        try:
-            return base64.b64decode(text, validate=True)
-        except binascii.Error:
-            pass
-    raise InputError(f"{text[:200]!r} is not a file, nor base64 of one")
-
-
-def items_of(model_input: object) -> Iterator[object]:
-    """Yield the videos of whatever MLflow hands over: DataFrame, array, mapping, list or one video."""
-    import pandas as pd
-
-    if isinstance(model_input, pd.DataFrame):
-        column = "video" if "video" in model_input.columns else model_input.columns[0]
-        # MLflow turns {"video": [a, b]} into one row that holds the list.
-        for item in model_input[column].tolist():
-            yield from items_of(item) if isinstance(item, list | tuple | np.ndarray) else (item,)
-    elif isinstance(model_input, Mapping):
-        if "video" not in model_input:
-            raise InputError(f"the input must have the column 'video', got {', '.join(map(str, model_input))}")
-        yield from items_of(model_input["video"])
-    elif isinstance(model_input, pd.Series | np.ndarray):
-        yield from model_input.reshape(-1).tolist() if isinstance(model_input, np.ndarray) else model_input.tolist()
-    elif isinstance(model_input, list | tuple):
-        for item in model_input:
-            yield item["video"] if isinstance(item, Mapping) and "video" in item else item
-    else:
-        yield model_input
 
 
 # --- saving -----------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_frames_are_the_chosen_ones(video_maker, tmp_path):
     clip = encode(video_maker.numbered("j50.mp4", 50), tmp_path)
     assert clip.frame_index == sample_uniformly(8, 50)
     assert numbers(clip) == [n % 40 for n in clip.frame_index]
-    assert (clip.num_frames, clip.duration_s, clip.fps) == (8, 2.0, 25.0)
+    assert (clip.num_frames, clip.duration_s, clip.fps) == (50, 2.0, 25.0)
     assert all(frame.shape == (48, 64, 3) for frame in decode(clip))
 
 
@@ -67,6 +67,7 @@ def test_span_and_rate(video_maker, tmp_path):
 def test_short_clips_repeat_frames(video_maker, tmp_path):
     clip = encode(video_maker.numbered("j3.mp4", 3), tmp_path)
     assert clip.frame_index == (0, 0, 0, 1, 1, 2, 2, 2)
+    assert clip.num_frames == 3
     assert numbers(clip) == list(clip.frame_index)
 
 

@@ -11,17 +11,8 @@ from data_specs.jpgs import pack_jpgs
 from training.core.config import DataConfig, validate
 from training.core.registration import Registry
 from training.core.sample_reader import evaluated_clips, load_pictures, read_samples
-from training.core.serving import (
-    InputError,
-    VideoClassifier,
-    as_source,
-    copy_code,
-    items_of,
-    name_of,
-    predict_elsewhere,
-    requirements,
-    round_trip,
-)
+from training.core.serving import VideoClassifier, copy_code, predict_elsewhere, requirements, round_trip
+from training.core.serving_inputs import InputError, as_source, items_of, name_of
 
 # Whichever test comes first waits for the session's project to be trained, evaluated and registered.
 pytestmark = pytest.mark.timeout(300)
