@@ -146,10 +146,7 @@ class Hmdb51Source(Strict):
     split_number: Literal[1, 2, 3] = 1
 
 
-Source = Annotated[
-    FolderSource | CsvSource | KineticsSource | Ucf101Source | Hmdb51Source,
-    Field(discriminator="kind"),
-]
+Source = Annotated[FolderSource | CsvSource | KineticsSource | Ucf101Source | Hmdb51Source, Field(discriminator="kind")]
 
 
 class Part(Strict):
