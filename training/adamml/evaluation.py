@@ -68,7 +68,7 @@ class Evaluation(System):
     def segments(self, predictions: Predictions) -> Segments:
         """Return the evaluation segment by segment, for policies that were not run."""
         each, config = self.model.segment_gmac(), self.config.model
-        prices = {name: each[name] for name in config.modalities}
+        prices: dict[str, float] = {name: each[name] for name in config.modalities}
         return Segments.of(
             predictions, prices, policy_gmac=each["policy"], mean=config.mean, least_one=config.least_one
         )

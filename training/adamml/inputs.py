@@ -27,10 +27,10 @@ FULL_SCALE = 32768.0
 class SegmentBatch(ClipBatch):
     """Videos as segments."""
 
-    inputs: Mapping[Modality, Tensor]
-    """(B,S,T,C,H,W) float; sound as (B,S,1,1,F,L)."""
-    available: Mapping[Modality, Tensor]
-    """(B,S) bool, whether the video has the modality at all."""
+    inputs: Mapping[str, Tensor]
+    """Modality → (B,S,T,C,H,W) float; sound as (B,S,1,1,F,L)."""
+    available: Mapping[str, Tensor]
+    """Modality → (B,S) bool, whether the video has it at all."""
 
 
 def log_spectrogram(sound: Tensor, config: SpectrogramConfig) -> Tensor:
@@ -59,7 +59,8 @@ def log_spectrogram(sound: Tensor, config: SpectrogramConfig) -> Tensor:
         )
         power = spectrum.real.square() + spectrum.imag.square()
         result: Tensor = (power + config.epsilon).log()
-    return result.unflatten(0, wave.shape[:-1])
+    spectrogram: Tensor = result.unflatten(0, wave.shape[:-1])  # type: ignore[no-untyped-call]
+    return spectrogram
 
 
 class SegmentTransform:
@@ -82,8 +83,8 @@ class SegmentTransform:
         batch = self.pictures(raw, train=train)
         segments = self.data.train_clips if train else self.data.eval_clips
         everywhere = torch.ones_like(raw.valid_B)[:, None].expand(-1, segments)
-        inputs: dict[Modality, Tensor] = {}
-        available: dict[Modality, Tensor] = dict.fromkeys(self.inputs, everywhere)
+        inputs: dict[str, Tensor] = {}
+        available: dict[str, Tensor] = dict.fromkeys(self.inputs, everywhere)
         if {"rgb", "rgbdiff"} & set(self.inputs):
             stacks = self.stacks(batch.video_BCTHW, segments)
             if "rgb" in self.inputs:
@@ -99,13 +100,14 @@ class SegmentTransform:
                 raise ValueError("the batch has no sound: it was not read with data.sound")
             inputs["audio"] = self.spectrograms(raw.sound_BSN)
             available["audio"] = raw.has_sound_B[:, None].expand(-1, segments)
-        ordered = {name: inputs[name] for name in self.inputs}
+        ordered: dict[str, Tensor] = {name: inputs[name] for name in self.inputs}
         return SegmentBatch(**vars(batch), inputs=ordered, available=available)
 
     def stacks(self, video_BCTHW: Tensor, segments: int) -> Tensor:
         """Return the decoded frames as (B,S,T,q,3,H,W), q = 1 where only one frame per position was decoded."""
         per_position = self.data.stack if self.data.pictures == "stacks" else 1
-        frames = video_BCTHW.unflatten(2, (segments, self.data.num_frames, per_position))
+        each = (segments, self.data.num_frames, per_position)
+        frames: Tensor = video_BCTHW.unflatten(2, each)  # type: ignore[no-untyped-call]
         return frames.permute(0, 2, 3, 4, 1, 5, 6)
 
     def differences(self, stacks: Tensor) -> Tensor:
@@ -134,8 +136,8 @@ class SegmentTransform:
         x, y = cropped.unbind(1)
         x = torch.where(batch.flip_B[:, None, None, None], 255 - x, x)
         fields = torch.stack((x, y), dim=2)  # (B, S·T·(q−1), 2, H, W)
-        stacked = fields.unflatten(1, (segments, stacks, self.data.stack - 1)).flatten(3, 4)
-        return (stacked / 255 - 0.5) / FLOW_STD
+        stacked: Tensor = fields.unflatten(1, (segments, stacks, self.data.stack - 1))  # type: ignore[no-untyped-call]
+        return (stacked.flatten(3, 4) / 255 - 0.5) / FLOW_STD
 
     def spectrograms(self, sound_BSN: Tensor) -> Tensor:
         """Return (B,S,1,1,F,L)."""
@@ -165,4 +167,5 @@ def shrink(frames: Tensor, side: int) -> Tensor:
         return frames
     # Plain bilinear without anti-aliasing, as in the public code (§4.1).
     small = F.interpolate(frames.flatten(0, -4), size=(side, side), mode="bilinear", align_corners=False)
-    return small.unflatten(0, frames.shape[:-3])
+    result: Tensor = small.unflatten(0, frames.shape[:-3])  # type: ignore[no-untyped-call]
+    return result

@@ -19,7 +19,7 @@ from training.adamml.networks import SegmentNet, channels_of
 from training.adamml.policy import JointPolicy, PolicyState
 from training.layers.gumbel import decide, gumbel_noise
 
-Inputs = Mapping[Modality, Tensor]
+Inputs = Mapping[str, Tensor]
 """Modality → (B,S,T,C,H,W)."""
 
 Select = Callable[[Modality, Tensor], Tensor]
@@ -92,7 +92,9 @@ class AdaMML(nn.Module):
         """Return the policy's joint feature of every segment (B,S,J), all segments as one batch."""
         views = {name: policy_view(name, inputs[name], self.config) for name in self.config.policy_modalities}
         segments = next(iter(views.values())).shape[:2]
-        return self.policy.features({name: view.flatten(0, 1) for name, view in views.items()}).unflatten(0, segments)
+        features = self.policy.features({name: view.flatten(0, 1) for name, view in views.items()})
+        joint_BSJ: Tensor = features.unflatten(0, segments)  # type: ignore[no-untyped-call]
+        return joint_BSJ
 
     def decision(
         self,
@@ -139,7 +141,7 @@ class AdaMML(nn.Module):
         """Run every sub-network on every segment: class scores (B,S,K,C) fp32, without the fusion weights."""
         scores = []
         for name, net in self.nets.items():
-            value = inputs[name]  # type: ignore[index]  # keys of a ModuleDict are str
+            value = inputs[name]
             scores.append(net(value.flatten(0, 1)).unflatten(0, value.shape[:2]))
         return torch.stack(scores, dim=2)
 
@@ -181,12 +183,13 @@ class AdaMML(nn.Module):
         counts = tuple(int(count) for count in flat.sum(0).tolist())
         weights = self.weights()
         total = torch.zeros(batch * segments, self.num_classes, device=used_BSK.device)
-        for place, (name, net) in enumerate(self.nets.items()):
+        for place, name in enumerate(self.config.modalities):
             if counts[place] == 0:
                 continue
             rows = order[: counts[place], place]
-            total.index_add_(0, rows, weights[place] * net(select(name, rows)))  # type: ignore[arg-type]
-        return total.unflatten(0, (batch, segments)), counts
+            total.index_add_(0, rows, weights[place] * self.nets[name](select(name, rows)))
+        scores_BSC: Tensor = total.unflatten(0, (batch, segments))  # type: ignore[no-untyped-call]
+        return scores_BSC, counts
 
     def answer(self, select: Select, decision: Decision) -> Answer:
         """Recognise what was decided and fuse it."""

@@ -5,14 +5,14 @@ Shape suffixes: N segments, T frames, C channels, K classes, D feature width.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from training.adamml.config import Modality, NetConfig
-from training.backbones import VIDEO_BACKBONES, build_backbone
+from training.backbones import VIDEO_BACKBONES, ImageBackbone, build_backbone
 from training.core.config import WeightsFile
 from training.core.weights import WeightReport, load_published
 from training.layers.norms import eval_norms
@@ -61,8 +61,8 @@ class SegmentNet(nn.Module):
         if taken := sorted({"in_channels", "num_classes"} & set(net.options)):
             raise ValueError(f"options of {net.name!r} must not have {', '.join(taken)}: the modality decides it")
         self.channels = channels
-        self.backbone = build_backbone(net.name, **net.options, in_channels=channels)
-        self.out_channels: int = self.backbone.out_channels
+        self.backbone = cast(ImageBackbone, build_backbone(net.name, **net.options, in_channels=channels))
+        self.out_channels = self.backbone.out_channels
         self.head = (
             None
             if num_classes is None
@@ -89,7 +89,8 @@ class SegmentNet(nn.Module):
         result = x.mean((2, 3))
         if self.head is not None:
             result = self.head(result).float()
-        return result.unflatten(0, (segments, frames)).mean(1)
+        by_frame: Tensor = result.unflatten(0, (segments, frames))  # type: ignore[no-untyped-call]
+        return by_frame.mean(1)
 
     def frames_left(self, frames: int) -> int:
         """Return how many of a segment's frames remain after all pools."""

@@ -39,13 +39,12 @@ class JointPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.num_decisions = len(config.modalities)
-        self.extractors = nn.ModuleDict(
-            {
-                modality: SegmentNet(config.policy_nets[modality], channels_of(modality, stack), None, 0.0)
-                for modality in config.policy_modalities
-            }
-        )
-        width = sum(net.out_channels for net in self.extractors.values())
+        extractors: dict[str, SegmentNet] = {
+            modality: SegmentNet(config.policy_nets[modality], channels_of(modality, stack), None, 0.0)
+            for modality in config.policy_modalities
+        }
+        self.extractors = nn.ModuleDict(extractors)
+        width = sum(net.out_channels for net in extractors.values())
         self.joint = nn.Sequential(
             nn.Linear(width, config.joint), nn.ReLU(), nn.Linear(config.joint, config.joint), nn.ReLU()
         )
@@ -100,7 +99,8 @@ class JointPolicy(nn.Module):
         seen = {modality: inputs[modality] for modality in self.extractors if modality in inputs}
         joint = self.features({modality: x.flatten(0, 1) for modality, x in seen.items()})
         batch, segments = next(iter(seen.values())).shape[:2]
-        logits, _ = self.unroll(joint.unflatten(0, (batch, segments)), None)
+        joint_BSJ: Tensor = joint.unflatten(0, (batch, segments))  # type: ignore[no-untyped-call]
+        logits, _ = self.unroll(joint_BSJ, None)
         return logits
 
     def _start(self, joint_BSJ: Tensor) -> PolicyState:

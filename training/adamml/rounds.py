@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from training.adamml.config import FinetuneConfig, JointConfig, Modality, WarmupConfig
 from training.adamml.inputs import SegmentBatch
+from training.adamml.networks import SegmentNet
 from training.adamml.system import AdaMMLSystem, classification_loss, is_correct
 from training.core.checkpoint import load_state
 from training.core.config import OptimConfig
@@ -64,7 +65,9 @@ class Warmup(AdaMMLSystem):
         """Start the policy's extractors from published weights, where the config names some."""
         for name, settings in self._model.policy_nets.items():
             if settings.weights is not None:
-                log.info("policy's %s net: %s", name, self.net.policy.extractors[name].load(settings.weights, root))
+                extractor = self.net.policy.extractors[name]
+                assert isinstance(extractor, SegmentNet)  # by JointPolicy
+                log.info("policy's %s net: %s", name, extractor.load(settings.weights, root))
 
     @override
     def frozen(self) -> Iterable[nn.Module]:
@@ -83,6 +86,8 @@ class Joint(AdaMMLSystem):
     """Stage 3: recognition and policy in turns. Groups `recognition` and `policy`, an optimizer each."""
 
     unused_parameters = True
+    price_K: Tensor
+    """λ of each modality, the factor of all included."""
 
     def __init__(self, config: JointConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config.model, config.data, classes, config.temperature)

@@ -112,7 +112,8 @@ class Unimodal(_SegmentSystem):
     def logits(self, batch: SegmentBatch) -> Tensor:
         """Return mean segment logits (B,C), fp32."""
         value = batch.inputs[self.modality]
-        return self.net(value.flatten(0, 1)).unflatten(0, value.shape[:2]).mean(1)  # type: ignore[no-any-return]
+        logits_BC: Tensor = self.net(value.flatten(0, 1)).unflatten(0, value.shape[:2]).mean(1)
+        return logits_BC
 
     @override
     def forward(self, batch: SegmentBatch) -> StepOutput:  # type: ignore[override]
@@ -142,6 +143,8 @@ class AdaMMLSystem(_SegmentSystem):
 
     mode: Mode = "argmax"
     threshold: float = 0.5
+    temperature: Tensor
+    """τ of the round that this model comes from; it changes no decision."""
 
     def __init__(
         self, model: AdaMMLConfig, data: DataConfig, classes: tuple[str, ...], temperature: float = 1.0
@@ -150,7 +153,6 @@ class AdaMMLSystem(_SegmentSystem):
         self.net = AdaMML(model, len(classes), data.stack)
         self.choice_names = model.modalities
         self.register_buffer("temperature", torch.tensor(float(temperature)))
-        """τ of the round that this model comes from; it changes no decision."""
 
     def load_upstream(self, folder: Path) -> None:
         """Load everything from the previous stage's model, strictly."""
@@ -196,7 +198,8 @@ class AdaMMLSystem(_SegmentSystem):
     def answer(self, batch: SegmentBatch) -> Answer:
         """Decide, run what was chosen, fuse."""
         available = self.available(batch)
-        return self.net(batch.inputs, available, self.mode, threshold=self.threshold, seed_B=batch.seed_B)
+        answer: Answer = self.net(batch.inputs, available, self.mode, threshold=self.threshold, seed_B=batch.seed_B)
+        return answer
 
     @override
     def predict(self, batch: SegmentBatch) -> Prediction:  # type: ignore[override]

@@ -89,6 +89,9 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 }
 """Name → constructor."""
 
+ImageBackbone = ResNet | MobileNetV2 | TinyConvNet
+"""What the names that are not in `VIDEO_BACKBONES` build, for those who need `parts` or `temporal_pools`."""
+
 
 def build_backbone(name: str, **options: Any) -> nn.Module:
     """Build a backbone by name.
