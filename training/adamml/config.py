@@ -1,4 +1,4 @@
-"""Configuration of the AdaMML stages. Section numbers are those of the ICCV 2021 paper and its supplement."""
+"""Configuration of the AdaMML stages. Section numbers are those of this folder's README."""
 
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ class AdaMMLConfig(Strict):
     hidden: int = Field(ge=1)
     """Width of its LSTM (256)."""
     recurrent: bool
-    """Off: the heads see the joint feature of their own segment only (§4.3, "no LSTM")."""
+    """Off: the heads see the joint feature of their own segment only (§4)."""
     feed_back: bool
     """Whether the LSTM also gets the logits of the segment before: the public code does, the formula does not."""
     shared_decision: bool
@@ -183,7 +183,7 @@ def data_for(data: DataConfig, inputs: tuple[Modality, ...]) -> DataConfig:
 
 
 class UnimodalConfig(_AdaMMLStage):
-    """Stage 1: one sub-network by itself, a classifier of single segments (§3.3)."""
+    """Stage 1: one sub-network by itself, a classifier of single segments (§7)."""
 
     modality: Modality
     fit: FitConfig
@@ -194,7 +194,7 @@ class UnimodalConfig(_AdaMMLStage):
         return (self.modality,)
 
     def reads(self) -> DataConfig:
-        """Return the data block as the loader gets it: one segment per video in training (§3.3)."""
+        """Return the data block as the loader gets it: one segment per video in training (§7)."""
         return super().reads().model_copy(update={"train_clips": 1})
 
     @model_validator(mode="after")
@@ -219,7 +219,7 @@ class WarmupConfig(_RecognitionConfig):
 
 
 class JointConfig(_RecognitionConfig):
-    """Stage 3: recognition and policy in turns, a pass over the training split each (§3.3, "alternating")."""
+    """Stage 3: recognition and policy in turns, a pass over the training split each (§7)."""
 
     price: float = Field(ge=0)
     """Factor of all λ: the axis along which accuracy is traded for cost; 1 is the paper's."""

@@ -17,7 +17,7 @@ from training.core.system import ClipBatch, RawBatch
 from training.core.transforms import MEAN_STD, ClipTransform, resample_clips
 
 FLOW_STD = 0.22633
-"""Standard deviation of flow pictures in [0, 1], whose mean is 0.5 (§4.1 of the supplement: that of ImageNet)."""
+"""Standard deviation of flow pictures in [0, 1], whose mean is 0.5 (§2: that of ImageNet)."""
 
 FULL_SCALE = 32768.0
 """Value of a full-scale 16-bit sample: waveforms are in [-1, 1)."""
@@ -34,7 +34,7 @@ class SegmentBatch(ClipBatch):
 
 
 def log_spectrogram(sound: Tensor, config: SpectrogramConfig) -> Tensor:
-    """Return ln(|X|² + ε) of waveforms (§2.4: Hann window, centred, zeros beyond the ends, linear frequency axis).
+    """Return ln(|X|² + ε) of waveforms (§2: Hann window, centred, zeros beyond the ends, linear frequency axis).
 
     Args:
         sound: (…, N) int16, or float in [-1, 1].
@@ -165,7 +165,7 @@ def shrink(frames: Tensor, side: int) -> Tensor:
     """Reduce frames (…,C,H,W), which are square, to a side in pixels."""
     if frames.shape[-1] == side:
         return frames
-    # Plain bilinear without anti-aliasing, as in the public code (§4.1).
+    # Plain bilinear without anti-aliasing, as in the public code (§2).
     small = F.interpolate(frames.flatten(0, -4), size=(side, side), mode="bilinear", align_corners=False)
     result: Tensor = small.unflatten(0, frames.shape[:-3])  # type: ignore[no-untyped-call]
     return result

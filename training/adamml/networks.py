@@ -39,7 +39,7 @@ def channels_of(modality: Modality, stack: int) -> int:
 
 
 class SegmentNet(nn.Module):
-    """Backbone, frame by frame, then mean over space, dropout and linear layer (AdaMML §3.1 of the supplement).
+    """Backbone, frame by frame, then mean over space, dropout and linear layer (§3).
 
     Where the backbone's `temporal_pools` are, a max-pool over time (kernel 3, stride 2) halves the frames, 8 → 4 → 2
     → 1 in a ResNet. Those that remain at the end are averaged after the linear layer.

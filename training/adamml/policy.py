@@ -25,7 +25,7 @@ class PolicyState(NamedTuple):
 
 
 class JointPolicy(nn.Module):
-    """Extractors of all modalities, two joint layers, an LSTM and a head per modality (AdaMML §3.1).
+    """Extractors of all modalities, two joint layers, an LSTM and a head per modality (§4).
 
     The LSTM sees the joint feature and, with `feed_back`, the raw logits of the segment before (modality by modality,
     skip before use), zeros before the first. A decision depends on the segments so far, not on later ones.

@@ -1,6 +1,6 @@
 """One evaluation taken apart: what any other choice of segments and modalities would have given.
 
-Fusion is a sum over segments and modalities (§3.2, late fusion), so the score of a video under any choice follows from
+Fusion is a sum over segments and modalities (§3, late fusion), so the score of a video under any choice follows from
 the weighted scores of each segment and modality by themselves. Nothing is run again, and torch is not needed.
 
 Shape suffixes: N videos, S segments, K modalities, C classes.

@@ -92,7 +92,7 @@ def frame_positions(num_frames: int, config: DataConfig, *, train: bool, seed: i
 
 
 def clip_positions(num_frames: int, config: DataConfig, *, train: bool, seed: int) -> Index:
-    """Choose the positions of V clips of a video, T each, `stride` apart (AdaMML §4.1 and its public code).
+    """Choose the positions of V clips of a video, T each, `stride` apart (AdaMML and its public code).
 
     Of L frames M = max(1, L − stack + 1) have a whole stack after them, and a clip's window is W = T·stride. In
     training, clip i of several starts at random within [i·w, (i+1)·w − 1], w = ⌊(M − W)/V⌋, so that the clips are in

@@ -1,7 +1,7 @@
 """Decisions between skipping and using: drawn with Gumbel noise, with a gradient through the relaxed choice.
 
 The last axis of logits and noise is (skip, use). Everything is computed in fp32, whatever the run's precision: noise
-and temperature blow up what half precision rounds away. Sources: Jang et al. 2017, Maddison et al. 2017; AdaMML §3.2.
+and temperature blow up what half precision rounds away. Sources: Jang et al. 2017, Maddison et al. 2017; AdaMML.
 """
 
 import math

@@ -187,7 +187,7 @@ def running_mean(
 
 
 def positional_encoding(time_BT: Tensor, channels: int) -> Tensor:
-    """Return the encoding (B,T,channels) of frame numbers: sines of even places, then cosines of odd ones (§5.4).
+    """Return the encoding (B,T,channels) of frame numbers: sines of even places, then cosines of odd ones (MoViNet).
 
     In float64: a camera's frame number outgrows what float32 can turn into an angle.
     """
