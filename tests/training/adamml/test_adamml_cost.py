@@ -15,7 +15,7 @@ from training.adamml.cost import (
     recognition_shape,
     segment_gmac,
 )
-from training.adamml.networks import CHANNELS, SegmentNet
+from training.adamml.networks import SegmentNet, channels_of
 from training.adamml.policy import JointPolicy
 from training.adamml.presets import MODELS, paper_config
 from training.core.config import ConfigError
@@ -38,7 +38,7 @@ def mac(gmac):
     return round(gmac * 1e9)
 
 
-# --- counts (spec §9 and test 2) ----------------------------------------------------------------
+# --- counts (§9) --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_sub_networks(modality, convolutions, linear):
 def test_flop_of_a_sub_network_as_the_counter_reports_it(modality, flop):
     config = config_of(modality)
     with torch.device("meta"):
-        net = SegmentNet(config.nets[modality], CHANNELS(modality, 6), 31, 0.5).eval()
+        net = SegmentNet(config.nets[modality], channels_of(modality, 6), 31, 0.5).eval()
         segment = torch.empty(1, *recognition_shape(config, modality, 6, SAMPLES))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(segment)
@@ -109,7 +109,7 @@ def test_segment_gmac_has_a_figure_for_each_part():
     assert {name: mac(value) for name, value in parts.items()} == expected
 
 
-# --- constants of the public code (spec §9) -----------------------------------------------------
+# --- constants of the public code (§9) ----------------------------------------------------------
 
 
 def test_constants_of_the_public_code():
@@ -165,7 +165,7 @@ def test_other_stacks_matter_where_there_are_stacks():
     assert segment_gmac(config_of("rgb", "audio"), 1, 31, SAMPLES, "release")["rgb"] > 14
 
 
-# --- the paper's tables (spec, test 5) ----------------------------------------------------------
+# --- the paper's tables (§9) --------------------------------------------------------------------
 
 ROWS = [
     ({"rgb": 0.5604, "flow": 0.3639}, ("rgb", "flow"), 151.54, 147.09),

@@ -33,7 +33,7 @@ def inputs_of(batch=3, segments=S, seed=0):
     return {name: torch.randn(batch, segments, *shape, generator=generator) for name, shape in shapes.items()}
 
 
-# --- sizes (spec §4, test 3) --------------------------------------------------------------------
+# --- sizes (§4) ---------------------------------------------------------------------------------
 
 
 def paper_policy(*modalities, proxy="none", **changes):

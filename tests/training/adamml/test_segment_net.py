@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training.adamml.config import NetConfig
-from training.adamml.networks import CHANNELS, SegmentNet, fold_frames
+from training.adamml.networks import SegmentNet, channels_of, fold_frames
 from training.core.config import WeightsFile
 from training.core.cost import count_params
 from training.core.weights import WeightError
@@ -32,7 +32,7 @@ def with_statistics(net):
     return net.eval()
 
 
-# --- sizes (spec §3.4, test 3) ------------------------------------------------------------------
+# --- sizes (§3) ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -46,20 +46,20 @@ def with_statistics(net):
 )
 def test_parameters_with_31_classes(modality, name, params):
     with torch.device("meta"):
-        assert count_params(net_of(name, CHANNELS(modality, 6), 31, 0.5)) == params
+        assert count_params(net_of(name, channels_of(modality, 6), 31, 0.5)) == params
 
 
 def test_channels_of_modalities():
-    assert [CHANNELS(modality, 6) for modality in ("rgb", "audio", "flow", "rgbdiff")] == [3, 1, 10, 15]
-    assert [CHANNELS(modality, 2) for modality in ("flow", "rgbdiff")] == [2, 3]
-    assert CHANNELS("rgb", 1) == 3
+    assert [channels_of(modality, 6) for modality in ("rgb", "audio", "flow", "rgbdiff")] == [3, 1, 10, 15]
+    assert [channels_of(modality, 2) for modality in ("flow", "rgbdiff")] == [2, 3]
+    assert channels_of("rgb", 1) == 3
     with pytest.raises(ValueError, match="at least 2"):
-        CHANNELS("flow", 1)
+        channels_of("flow", 1)
     with pytest.raises(ValueError, match="unknown modality 'depth'"):
-        CHANNELS("depth", 6)
+        channels_of("depth", 6)
 
 
-# --- time (spec, test 4) ------------------------------------------------------------------------
+# --- time (§3) ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused():
         net_of("resnet5O")
 
 
-# --- published weights (spec §3.1) --------------------------------------------------------------
+# --- published weights (§3) ---------------------------------------------------------------------
 
 
 def published(folder, source, head, **extra):
