@@ -9,22 +9,17 @@ draws, the videos stay. The oracle knows the generator's flags: it uses what is 
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.sounding_videos import MemoryLoader, Videos, render
 from tasks.ops.sound_or_picture import CLASSES, SAMPLE_RATE, SoundOrPictureConfig
-from tasks.ops.sound_or_picture_render import render_sounding
 from training.adamml.evaluation import Evaluation
 from training.adamml.rounds import Finetune, Joint, Warmup
 from training.adamml.segments import Segments
@@ -33,118 +28,10 @@ from training.core.config import DataConfig, apply_overrides, validate
 from training.core.evaluate import Evaluation as Evaluated
 from training.core.evaluate import evaluate
 from training.core.loop import fit
-from training.core.sampling import centre_frames, clip_positions, clip_seed, epoch_order, frame_positions
-from training.core.system import RawBatch, System
+from training.core.system import System
 from training.registry import all_stages
 
 Array = NDArray[Any]
-
-
-# --- videos in memory -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Videos:
-    """A split, as decoded."""
-
-    frames_NTHWC: Array
-    sound_NL: Array
-    """int16; the picture starts with its first sample."""
-    label_N: Array
-    flags_NSK: Array
-    """bool, whether the picture and the sound of a segment are informative."""
-
-
-def render(config: SoundOrPictureConfig, split: str, count: int, processes: int) -> Videos:
-    """Render a split."""
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
-        rows = list(pool.map(partial(render_sounding, config, split), range(count), chunksize=16))
-    flags = [
-        [[row.facts[f"{kind}_informative"][s] == "1" for kind in ("picture", "sound")] for s in range(config.segments)]  # type: ignore[index]
-        for row in rows
-    ]
-    return Videos(
-        np.stack([row.frames_THWC for row in rows]),
-        np.stack([row.sound_N for row in rows if row.sound_N is not None]),
-        np.array([row.label for row in rows]),
-        np.array(flags),
-    )
-
-
-class MemoryLoader:
-    """Implements `training.core.system.Loader` over decoded videos; frames and sound as the real loader takes them."""
-
-    def __init__(self, videos: Videos, data: DataConfig, fps: float, *, train: bool, seed: int, device: torch.device):
-        self.videos, self.data, self.train, self.seed, self.device = videos, data, train, seed, device
-        self.fps = fps
-        count = len(videos.label_N)
-        self.expected_keys: Sequence[str] = [f"video-{number:06d}" for number in range(count)]
-        self.num_listed = count
-        self._frames = torch.from_numpy(videos.frames_NTHWC).to(device)
-        self._sound = torch.from_numpy(videos.sound_NL).to(device)
-        self._label = torch.from_numpy(videos.label_N).to(device)
-        self._position = 0
-
-    def __iter__(self) -> Iterator[RawBatch]:
-        """Yield batches; endless in training."""
-        size, count = self.data.batch_size, len(self.expected_keys)
-        if not self.train:
-            for start in range(0, count, size):
-                yield self._batch([(0, number) for number in range(start, min(start + size, count))])
-            return
-        while True:
-            chosen = []
-            for place in range(self._position, self._position + size):
-                epoch, within = divmod(place, count)
-                chosen.append((epoch, int(self._order(epoch)[within])))
-            self._position += size
-            yield self._batch(chosen)
-
-    def _order(self, epoch: int) -> Array:
-        if getattr(self, "_known", (None,))[0] != epoch:
-            self._known = (epoch, epoch_order(len(self.expected_keys), self.seed, epoch))
-        return self._known[1]
-
-    def _batch(self, chosen: list[tuple[int, int]]) -> RawBatch:
-        frames, sounds, seeds = [], [], []
-        length = self.videos.frames_NTHWC.shape[1]
-        for epoch, number in chosen:
-            seed = clip_seed(self.seed, epoch, self.expected_keys[number])
-            numbers = frame_positions(length, self.data, train=self.train, seed=seed)
-            frames.append(self._frames[number, torch.from_numpy(numbers).to(self.device)])
-            if self.data.sound is not None:
-                positions = clip_positions(length, self.data, train=self.train, seed=seed)
-                starts = np.rint(centre_frames(positions) / self.fps * SAMPLE_RATE) - self.data.sound.samples // 2
-                last = self._sound.shape[1] - self.data.sound.samples
-                starts = np.clip(starts, 0, last).astype(int)
-                sounds.append(
-                    torch.stack([self._sound[number, s : s + self.data.sound.samples] for s in starts.tolist()])
-                )
-            seeds.append(seed)
-        rows = [number for _, number in chosen]
-        side = self._frames.shape[2:4]
-        sound = torch.stack(sounds) if sounds else None
-        return RawBatch(
-            frames_BTHWC=torch.stack(frames),
-            size_B2=torch.tensor([list(side)] * len(rows)),
-            label_B=self._label[rows],
-            key=tuple(self.expected_keys[number] for number in rows),
-            seed_B=torch.tensor(seeds),
-            valid_B=torch.ones(len(rows), dtype=torch.bool),
-            sound_BSN=sound,
-            has_sound_B=None if sound is None else torch.ones(len(rows), dtype=torch.bool),
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position."""
-        return {"position": self._position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a position."""
-        self._position = int(state["position"])
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 # --- all stages -------------------------------------------------------------------------------
