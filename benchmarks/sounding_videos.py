@@ -1,4 +1,4 @@
-"""Videos of `sound_or_picture` in memory, as a loader: rendered, or decoded once from shards. For claims with many epochs."""
+"""Videos of `sound_or_picture` in memory, as a loader: rendered, or decoded once from shards; for many epochs."""
 
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
