@@ -81,7 +81,7 @@ class SegmentTransform:
             ValueError: the batch lacks sound or flow that the networks need: it was read with other settings.
         """
         batch = self.pictures(raw, train=train)
-        segments = self.data.train_clips if train else self.data.eval_clips
+        segments = self.segments_of(raw)
         everywhere = torch.ones_like(raw.valid_B)[:, None].expand(-1, segments)
         inputs: dict[str, Tensor] = {}
         available: dict[str, Tensor] = dict.fromkeys(self.inputs, everywhere)
@@ -102,6 +102,15 @@ class SegmentTransform:
             available["audio"] = raw.has_sound_B[:, None].expand(-1, segments)
         ordered: dict[str, Tensor] = {name: inputs[name] for name in self.inputs}
         return SegmentBatch(**vars(batch), inputs=ordered, available=available)
+
+    def segments_of(self, raw: RawBatch) -> int:
+        """Return how many segments the videos of a batch were read in; training and evaluation may differ."""
+        if raw.sound_BSN is not None:
+            return raw.sound_BSN.shape[1]
+        if self.data.clip_frames:
+            return raw.frames_BTHWC.shape[1] // self.data.clip_frames
+        assert raw.flow_BTHWC is not None  # by the config: something is read
+        return raw.flow_BTHWC.shape[1] // (self.data.num_frames * (self.data.stack - 1))
 
     def stacks(self, video_BCTHW: Tensor, segments: int) -> Tensor:
         """Return the decoded frames as (B,S,T,q,3,H,W), q = 1 where only one frame per position was decoded."""
