@@ -1,7 +1,7 @@
 """The `flow` member of a sample: optical flow between neighbouring frames of its clip, as grey JPEG files.
 
 Field t is the motion from frame t to frame t + 1, so a clip of L frames has L - 1 fields. Motion is kept within ±20
-pixels of the stored clip, in 256 steps (0.157 px), as the two-stream networks and AdaMML (Panda et al. 2021, section 4)
+pixels of the stored clip, in 256 steps (0.157 px), as the two-stream networks and AdaMML (Panda et al. 2021)
 keep theirs. A field is one grey JPEG file of height 2H: the horizontal component (to the right) above the vertical one
 (down). The files are packed as `data_specs.jpgs` says, so single fields are read without decoding the others.
 

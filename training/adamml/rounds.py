@@ -49,7 +49,23 @@ def usage_price(
     return (price_K * share_BK).sum(1).mean()
 
 
-class Warmup(AdaMMLSystem):
+class RecognitionStage(AdaMMLSystem):
+    """Stages 2 and 4: sub-networks and fusion weights learn under decisions of a policy that is not trained."""
+
+    @override
+    def frozen(self) -> Iterable[nn.Module]:
+        return (self.net.policy,)
+
+    @override
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"recognition": self.recognition_parameters()}
+
+    @override
+    def forward(self, batch: SegmentBatch) -> StepOutput:  # type: ignore[override]
+        return self.recognition_loss(batch, self.sampled(batch))
+
+
+class Warmup(RecognitionStage):
     """Stage 2: recognition under the decisions of an untrained policy, about half of them "use"."""
 
     def __init__(self, config: WarmupConfig, classes: tuple[str, ...]) -> None:
@@ -68,18 +84,6 @@ class Warmup(AdaMMLSystem):
                 extractor = self.net.policy.extractors[name]
                 assert isinstance(extractor, SegmentNet)  # by JointPolicy
                 log.info("policy's %s net: %s", name, extractor.load(settings.weights, root))
-
-    @override
-    def frozen(self) -> Iterable[nn.Module]:
-        return (self.net.policy,)
-
-    @override
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"recognition": self.recognition_parameters()}
-
-    @override
-    def forward(self, batch: SegmentBatch) -> StepOutput:  # type: ignore[override]
-        return self.recognition_loss(batch, self.sampled(batch))
 
 
 class Joint(AdaMMLSystem):
@@ -156,23 +160,11 @@ class Joint(AdaMMLSystem):
         return figures | {"choice": 2 + figures["saving"] if good else own}
 
 
-class Finetune(AdaMMLSystem):
+class Finetune(RecognitionStage):
     """Stage 4: recognition alone, under the chosen round's policy."""
 
     def __init__(self, config: FinetuneConfig, classes: tuple[str, ...]) -> None:
         super().__init__(config.model, config.data, classes)
-
-    @override
-    def frozen(self) -> Iterable[nn.Module]:
-        return (self.net.policy,)
-
-    @override
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"recognition": self.recognition_parameters()}
-
-    @override
-    def forward(self, batch: SegmentBatch) -> StepOutput:  # type: ignore[override]
-        return self.recognition_loss(batch, self.sampled(batch))
 
 
 def _accuracy(scores_NC: NDArray[Any], predictions: Predictions) -> float:
