@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Streams of the per-clip draws: each use gets its own numbers.
+# Stream of the draws in training; other uses of the clips' seeds have other numbers.
 STREAM_TRAIN_DECISION = 31
-STREAM_EVAL_DECISION = 32
 
 
 def classification_loss(logits_BC: Tensor, label: Tensor, weight_B: Tensor | None = None) -> Tensor:
@@ -227,7 +226,6 @@ class AdaMMLSystem(_SegmentSystem):
             self.mode,
             threshold=self.threshold,
             seed_B=batch.seed_B,
-            stream=STREAM_EVAL_DECISION,
         )
         scores = self.net.segment_scores(batch.inputs)
         answer = Answer(self.net.fuse(scores, decision.used_BSK.float()), decision.used_BSK, logits, ())
