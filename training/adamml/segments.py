@@ -254,7 +254,8 @@ class Segments:
 
     def sampled(self, seed: int) -> Flags:
         """Return decisions drawn from the policy's own probabilities, as in training."""
-        probability = 1 / (1 + np.exp(-self.use_logits_NSK.astype(np.float64)))
+        # Log-odds beyond 60 are certain, and would overflow further out.
+        probability = 1 / (1 + np.exp(-np.clip(self.use_logits_NSK.astype(np.float64), -60, 60)))
         drawn = np.random.default_rng(seed).random(probability.shape) < probability
         return np.asarray(drawn & self.available_NSK)
 

@@ -282,3 +282,12 @@ def crowd(videos: int, segments: int = 4, classes: int = 3) -> Segments:
     )
     found = Segments.of(whole, COST, policy_gmac=POLICY, mean="segments", least_one=False)
     return replace(found, scores_NC=found.scores(telling))
+
+
+def test_sampled_choices_follow_the_probabilities_and_what_is_there(two):
+    sure = replace(two, use_logits_NSK=np.where(two.use_logits_NSK > 0, 900.0, -900.0))
+    np.testing.assert_array_equal(sure.sampled(0), sure.by_threshold(0.5))
+    even = replace(two, use_logits_NSK=np.zeros_like(two.use_logits_NSK))
+    drawn = np.mean([even.sampled(seed) for seed in range(400)], axis=0)
+    np.testing.assert_allclose(drawn, 0.5 * two.available_NSK, atol=0.1)
+    assert not (even.sampled(3) & ~two.available_NSK).any()
