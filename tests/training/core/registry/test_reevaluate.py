@@ -17,7 +17,7 @@ from training.core.registry_cli import app
 from training.core.tracking import download_artifacts
 
 # Whichever test comes first waits for four models to be trained, evaluated and registered.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NAME, OLD, NEW = "adafocus-demo", "1", "4"
 

@@ -92,6 +92,7 @@ def test_every_way_to_name_a_version(registered):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_three_models_through_register_and_promote(three_models):
     """Weak, strong, worse: the whole way with real files, the alias ends at the strong one."""
     weak, strong, worse = three_models.versions
