@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from training.adafocus import STAGES
 from training.core.checkpoint import model_digest, save_model
 from training.core.config import load_section, validate
 from training.core.data import open_loader
-from training.core.registration import register
+from training.core.promotion import Promotion, promote
+from training.core.registration import Registry, Version, register
 from training.core.run import run_stage
 from training.core.stage import StageInputs, StageRef
 from training.core.tracking import start_run
@@ -285,10 +287,43 @@ def registered(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> P
     return project
 
 
+@dataclass(frozen=True)
+class ThreeModels:
+    """What was seen while a weak, a strong and a worse model went through register and promote, in this order."""
+
+    project: Project
+    ref: StageRef
+    versions: tuple[Version, ...]
+    outcomes: tuple[Promotion, ...]
+    champion: Version | None
+    """At the end."""
+    again: Version
+    """What registering the last one again returned, after a person had given its alias to the first."""
+    challenger: Version | None
+    """After that."""
+
+
 @pytest.fixture(scope="session")
-def make_project(empty_store: Path) -> Callable[[Path], Project]:
-    """`Project` of a folder."""
-    return lambda root: Project(root, empty_store)
+def three_models(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> ThreeModels:
+    """A project with three registered versions; half, none and all of the clips wrong, all on the same clips.
+
+    Registering takes many seconds (the stored model is tried out in a process of its own), so who needs registered
+    versions that may be changed goes on from here: aliases and shards may, versions are only added.
+    """
+    project = Project(tmp_path_factory.mktemp("three"), empty_store)
+    settings = project.settings
+    versions, outcomes = [], []
+    for swapped in (2, 0, 4):
+        project.train(swapped=swapped)
+        ref = project.evaluate()
+        versions.append(register(settings, ref))
+        outcomes.append(promote(settings, "demo"))
+    registry = Registry.open(settings)
+    champion = registry.by_alias("adafocus-demo", "champion")
+    registry.set_alias(versions[0], "challenger")
+    again = register(settings, ref)
+    challenger = registry.by_alias("adafocus-demo", "challenger")
+    return ThreeModels(project, ref, tuple(versions), tuple(outcomes), champion, again, challenger)
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,6 @@ def test_runs_in_another_folder_with_its_own_code(stored, clips, tmp_path):
     assert "broken.mp4" in broken["error"]
 
 
-@pytest.mark.slow
 def test_round_trip_notices_other_weights(registered, stored, clips, tmp_path):
     """Negative control: another model in the saved folder gives other scores."""
     moved = tmp_path / "model"
@@ -69,7 +68,6 @@ def test_round_trip_notices_other_weights(registered, stored, clips, tmp_path):
     assert result.max_difference > 0.01
 
 
-@pytest.mark.slow
 def test_round_trip_notices_damaged_weights(stored, clips, tmp_path):
     moved = tmp_path / "model"
     shutil.copytree(stored, moved)
