@@ -27,6 +27,7 @@ __all__ = [
     "DecodeError",
     "coded_size",
     "count_frames",
+    "count_key_frames",
     "count_packets",
     "decode_clip",
     "decode_jpegs",
@@ -146,6 +147,21 @@ def count_packets(source: Source) -> int:
         with av.open(opened(source), metadata_errors="ignore") as container:
             packets = container.demux(video_stream(container))
             return sum(1 for packet in packets if packet.size and not packet.is_discard)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
+
+
+def count_key_frames(source: Source) -> int:
+    """Count the pictures that can be decoded by themselves, without decoding (PyAV).
+
+    Raises:
+        DecodeError: no readable container or no video stream.
+    """
+    import av
+
+    try:
+        with av.open(opened(source), metadata_errors="ignore") as container:
+            return sum(1 for packet in container.demux(video_stream(container)) if packet.size and packet.is_keyframe)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from training.core.config import DataConfig
 from training.core.data_sample import ClipReader, promised_frames
-from training.core.decode import coded_size, count_frames, decode_clip, resolve_decoder
+from training.core.decode import coded_size, count_frames, count_key_frames, decode_clip, resolve_decoder
 from training.core.decode_rungs import DecodeError
 from training.core.flow import extracted_fields, still_fields, stored_fields
 from training.core.sample_reader import as_sample
@@ -83,6 +83,17 @@ class LazyVideo:
         """Pictures that were decoded so far."""
         self.extracted = 0
         """Fields of optical flow that were extracted so far, or decoded where they are stored."""
+
+    @property
+    def pays(self) -> bool:
+        """Whether reading on demand saves anything.
+
+        A decoder begins at a key frame. Where there are fewer of them than clips, it passes over the same pictures for
+        each request, and that costs more than what is skipped; unless flow is extracted, which costs most of all.
+        """
+        if self._config.flow and "flow" not in self._sample.extras:
+            return True
+        return count_key_frames(self._content) >= len(self.positions_VT)
 
     @property
     def size(self) -> tuple[int, int]:

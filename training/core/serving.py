@@ -123,6 +123,8 @@ class VideoClassifier:
             return None
         try:
             video = LazyVideo(source, config, model.decoder, key=key)
+            if not video.pays:
+                return None
             with torch.inference_mode():
                 return model.system.predict_lazily(video, torch.device(self.device))
         except DecodeError as error:

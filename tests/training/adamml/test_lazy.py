@@ -277,7 +277,9 @@ def test_the_served_model_answers_as_its_evaluation(make, saved, tiny_shards, tm
             assert np.abs(prediction.scores_BK[0].numpy() - stored.scores[place]).max() < 1e-5
             assert np.array_equal(prediction.extras["choices"][0].numpy(), choices[place])
             assert classifier.classify(source).classes[0] == CLASSES[stored.scores[place].argmax()]
-    assert classifier.lazily == 4 * len(samples)
+    paying = sum(LazyVideo(clip_of(sample, config), config, "pyav").pays for sample in samples.values())
+    assert 0 < paying < len(samples), "some have key frames enough, some have one"
+    assert classifier.lazily == 4 * paying
     other = np.roll(stored.scores, 1, axis=0)
     assert np.abs(other - stored.scores).max() > 1e-4, "control: videos have scores of their own"
 
@@ -306,6 +308,13 @@ def test_what_cannot_be_read_on_demand_is_read_whole(make, saved, content, jpgs_
     assert result.error.startswith("DecodeError")
     classifier.forward(content)
     assert classifier.lazily == 1
+
+
+def test_reading_on_demand_pays_with_many_key_frames_or_where_flow_is_extracted(make, content, silent):
+    flow = make("rgb+flow").data
+    for video, enough in ((content, True), (silent, False)):
+        assert LazyVideo(video, make("rgb+audio").data, "pyav").pays is enough
+        assert LazyVideo(video, flow, "pyav").pays
 
 
 def test_fewer_frames_than_packets_give_the_answer_of_the_whole_video(make, saved, content, tmp_path):
