@@ -158,11 +158,9 @@ class Chain:
         """Train the sub-networks, one by one."""
         trained = {}
         for name in self.sections["model"]["modalities"]:
-            # A net that learns sooner may have a section of its own.
-            own = f"unimodal-{name}"
-            config = self.config("unimodal", modality=name, **self.sections.get(own, {}))
+            config = self.config("unimodal", modality=name)
             torch.manual_seed(self.seed)
-            trained[name] = self.train(own, Unimodal(config, self.classes, None), config)
+            trained[name] = self.train(f"unimodal-{name}", Unimodal(config, self.classes, None), config)
         return trained  # type: ignore[return-value]
 
     def warmed(self, single: Mapping[str, Unimodal]) -> Warmup:
