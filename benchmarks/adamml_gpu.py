@@ -194,7 +194,7 @@ def stages(options: argparse.Namespace) -> None:
 
         def train(stage: str, key: str, upstream: tuple[str, ...] = (), **items: Any) -> None:
             values = values_of(stage, params, overrides) | items
-            given = {name.partition("=")[0]: models[name.partition("=")[2] or name] for name in upstream}
+            given = {name: models[name] for name in upstream}
             run_stage(stage, values, key, options.shards, classes, work / key, given)
             models[key] = work / key / "result" / "model"
 

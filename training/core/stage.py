@@ -232,7 +232,7 @@ def paths_of(stage: Stage, ref: StageRef, settings: Settings, stages: Mapping[st
             continue
         stages = stages or _registered()
         if name.endswith(EVERY):
-            every = (stages or _registered())[upstream_stage(name)].instances(ref.dataset, root)
+            every = stages[upstream_stage(name)].instances(ref.dataset, root)
             upstream |= {item.slug: runs / item.folder / "model" for item in every}
             continue
         key, folder = upstream_key(name), runs / upstream_ref(stage, ref, name).folder
