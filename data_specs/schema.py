@@ -306,16 +306,6 @@ class ClipRecord(Strict):
         return self
 
 
-class BoxTrack(Strict):
-    """One object of `boxes.json`: boxes in pixels of the stored clip, by frame."""
-
-    track: int
-    label: int
-    frames: tuple[int, ...]
-    boxes: tuple[tuple[float, float, float, float], ...]
-    """x0, y0, x1, y1 per entry of `frames`."""
-
-
 class IndexEntry(Strict):
     """One line of `<shard>.idx`."""
 

@@ -17,6 +17,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "FitConfig",
+    "FramesConfig",
     "OptimConfig",
     "SoundConfig",
     "StageConfig",
@@ -38,9 +39,13 @@ class TransformConfig(Strict):
 
     size: int = Field(ge=8)
     """Side of the square network input, pixels."""
-    train_crop: Literal["multiscale", "random", "center", "area"]
+    train_crop: Literal["multiscale", "random", "center", "area", "whole"]
     """`multiscale`: sides from {1, .875, .75, .66} of the short side, 13 anchors (AdaFocus §1.5); `area`: a box of
-    random area and aspect ratio (scale jitter, Inception), see `area` and `aspect`."""
+    random area and aspect ratio (scale jitter, Inception), see `area` and `aspect`; `whole`: no crop, the frame is
+    scaled to a short side of `size` (`eval_size` at evaluation) unless its long side then exceeds `long_side`; for
+    detection (sampling `frames`)."""
+    long_side: int | None = Field(default=None, ge=8)
+    """Only for `whole`: bound of the long side, pixels (1000)."""
     area: tuple[float, float] | None = None
     """Only for `area`: least and largest share of the frame's area, e.g. [0.08, 1]."""
     aspect: tuple[float, float] | None = None
@@ -66,6 +71,13 @@ class TransformConfig(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> "TransformConfig":
+        if (self.train_crop == "whole") != (self.long_side is not None):
+            raise ValueError("long_side goes with train_crop `whole`, and only with it")
+        if self.long_side is not None:
+            if self.long_side < max(self.size, self.eval_side):
+                raise ValueError(f"long_side {self.long_side} is smaller than the short side")
+            if self.eval_short_side != self.eval_side or self.eval_crops > 1:
+                raise ValueError("whole frames have no crops: eval_short_side is the short side, eval_crops is 1")
         if self.eval_short_side < self.eval_side:
             raise ValueError(
                 f"eval_short_side {self.eval_short_side} is smaller than the centre crop of {self.eval_side}, which "
@@ -97,15 +109,40 @@ class SoundConfig(Strict):
     """Length of the stretch (30720: 1.28 s), centred on the clip; see `training/core/sound.py`."""
 
 
+class FramesConfig(Strict):
+    """Which frames of a video a detector is shown.
+
+    Training draws a labelled frame c and, before it in the clip's order, `num_frames` − 1 key frames, each an interval
+    D older than the next, clipped to the video. The newest is c + U{−D/2 … D/2 − 1} with `offline`, where a key frame
+    lies in the middle of the frames that it serves, and c + U{−D … −1} with `online`; of the older ones, number i is
+    c + U{−i·D … −i·D + D/2 − 1} with `offline` and c + U{−i·D − D/2 … −i·D − 1} with `online` (LSTS §7: i = 1 there).
+    Evaluation takes every frame of every video once, in order.
+    """
+
+    schedule: Literal["offline", "online"]
+    interval: int = Field(ge=1)
+    """D, frames from key frame to key frame (10)."""
+    per_video: int | None = Field(default=None, ge=1)
+    """How many labelled frames of a video training draws from, spaced evenly over those with objects (15 on ImageNet
+    VID); None: all of them."""
+    repeats: dict[str, int] = Field(default_factory=dict)
+    """Part of the data set → how often each of its videos comes in an epoch; parts that are not named come once."""
+    block: int = Field(default=60, ge=1)
+    """Frames of a video that are decoded and handed over together at evaluation."""
+
+
 class DataConfig(Strict):
     """What a loader hands to a system."""
 
     num_frames: int = Field(ge=1)
     """Frames per clip, T."""
-    sampling: Literal["segments", "dense", "clips"]
+    sampling: Literal["segments", "dense", "clips", "frames"]
     """`segments`: T equal parts, one random frame each in training, the middle one in evaluation;
     `dense`: T frames `stride` apart, random start in training, centred in evaluation; `clips`: several such clips per
-    video in training, too, `train_clips` of them, spread over it (see `frame_positions`)."""
+    video in training, too, `train_clips` of them, spread over it (see `frame_positions`); `frames`: labelled frames
+    with key frames around them in training, whole videos at evaluation, with their objects (see `frames`)."""
+    frames: FramesConfig | None = None
+    """Only for `frames`, which needs it."""
     stride: int = Field(default=1, ge=1)
     """Only for `dense` and `clips`."""
     stride_jitter: int = Field(default=0, ge=0)
@@ -145,13 +182,17 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _dense_only(self) -> "DataConfig":
-        if self.sampling == "segments" and (self.eval_clips > 1 or self.stride > 1):
+        if self.sampling in ("segments", "frames") and (self.eval_clips > 1 or self.stride > 1):
             raise ValueError("stride and eval_clips go with sampling `dense` or `clips`, and only with them")
         if self.sampling != "dense" and (self.stride_jitter > 0 or self.centre != "span" or self.overrun != "repeat"):
             raise ValueError("stride_jitter, centre and overrun go with sampling `dense`, and only with it")
         several = self.train_clips > 1 or self.stack > 1 or self.pictures != "stacks"
         if self.sampling != "clips" and (several or self.sound is not None or self.flow):
             raise ValueError("train_clips, stack, pictures, sound and flow go with sampling `clips`, and only with it")
+        if (self.sampling == "frames") != (self.frames is not None):
+            raise ValueError("frames goes with sampling `frames`, and only with it")
+        if (self.sampling == "frames") != (self.transform.train_crop == "whole"):
+            raise ValueError("sampling `frames` shows whole frames: train_crop `whole` goes with it, and only with it")
         if self.flow and self.stack < 2:
             raise ValueError(f"flow needs a stack of at least 2 frames, one more than fields, got {self.stack}")
         if self.pictures == "none" and self.sound is None and not self.flow:

@@ -15,8 +15,32 @@ from torch import Tensor, nn
 from training.core.config import ConfigError, OptimConfig
 
 if TYPE_CHECKING:
+    from training.core.detections import VideoRunner
     from training.core.evaluate import Predictions
     from training.core.lazy_video import LazyVideo
+
+
+@dataclass(frozen=True)
+class FrameBoxes:
+    """Objects of the frames of a batch; rows are filled up to the largest number of objects N of a frame."""
+
+    labelled_BT: Tensor
+    """bool, whether the objects of a frame are known; where not, its rows are empty."""
+    box_BTN4: Tensor
+    """float32 x0, y0, x1, y1, edges in pixels (`data_specs/boxes.py`): of the stored clip in a `RawBatch`, of the
+    network input in a batch that a system prepared."""
+    label_BTN: Tensor
+    """int64 class index, −1 where there is no object."""
+    track_BTN: Tensor
+    """int64 number of the object in its video, −1 where there is none."""
+
+    def to(self, device: torch.device) -> "FrameBoxes":
+        """Move tensors; pinned host memory is copied asynchronously."""
+        return replace(self, **_moved(self, device))
+
+    def __getitem__(self, rows: slice) -> "FrameBoxes":
+        """Return some videos."""
+        return FrameBoxes(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -44,10 +68,16 @@ class RawBatch:
     """bool, whether the video has sound; given together with `sound_BSN`."""
     flow_BTHWC: Tensor | None = None
     """uint8 stored optical flow (`data.flow`), C = x, y; as `data_specs.flows` has it, on a canvas as the frames'."""
+    number_BT: Tensor | None = None
+    """int64 frame numbers (`sampling: frames`)."""
+    boxes: FrameBoxes | None = None
+    """Objects of the frames (`sampling: frames`); None where nothing is known."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """`size_B2` on the host (`sampling: frames`), so that nothing has to wait for the device."""
 
     def to(self, device: torch.device) -> "RawBatch":
         """Move tensors; pinned host memory is copied asynchronously."""
-        return replace(self, **_moved(self, device))  # type: ignore[arg-type]  # tensors only, never the keys
+        return replace(self, **_moved(self, device))
 
 
 @dataclass(frozen=True)
@@ -75,12 +105,12 @@ def _row(value: Any, index: int) -> Any:
     return value[index : index + 1]
 
 
-def _moved(batch: Any, device: torch.device) -> dict[str, Tensor]:
-    return {
-        f.name: getattr(batch, f.name).to(device, non_blocking=True)
-        for f in fields(batch)
-        if isinstance(getattr(batch, f.name), Tensor)
+def _moved(batch: Any, device: torch.device) -> dict[str, Any]:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    moved: dict[str, Any] = {
+        name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)
     }
+    return moved | {name: value.to(device) for name, value in values.items() if isinstance(value, FrameBoxes)}
 
 
 @dataclass(frozen=True)
@@ -258,6 +288,17 @@ class System(nn.Module):
         Computed once, from the predictions of all ranks.
         """
         return {}
+
+    def video_runners(self, *, arms: bool) -> "dict[str, VideoRunner]":
+        """Return what goes through one video, of a system that finds objects (`sampling: frames`).
+
+        Args:
+            arms: also those of paired comparison models, under their names.
+
+        Returns:
+            At least `main`; new ones at each call, so that nothing of one video reaches the next.
+        """
+        raise NotImplementedError
 
     choice_names: tuple[str, ...] = ()
     """What `Prediction.extras["choices"]` (B,S,R) says of each of the S clips of a video: names of its R columns."""
