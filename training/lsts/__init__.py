@@ -1,1 +1,1 @@
-"""LSTS: video object detection that runs its whole network on key frames, and looks from the others where it learned."""
+"""LSTS: video object detection; the whole network runs on key frames, the others look back where they learned to."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from training.core.config import DataConfig, FitConfig, StageConfig, Strict, WeightsFile
+from training.core.config import Strict, WeightsFile
 
 
 class BackboneConfig(Strict):
