@@ -14,8 +14,9 @@ from typing import Any
 from training.core.config import DataConfig
 from training.core.data_batches import BatchAssembler, batch_of_one
 from training.core.data_index import DataError, IndexSource, Source
-from training.core.data_sample import ClipReader, SampleError, any_video
+from training.core.data_sample import ClipReader, Sample, SampleError, any_video
 from training.core.decode import DecodeError, resolve_decoder
+from training.core.frame_sampling import whole_videos
 from training.core.system import RawBatch
 from training.core.transforms import ClipTransform, source_rectangle
 
@@ -71,6 +72,8 @@ class ClipLoader:
         """Videos that the sources list for this split, rejected ones included."""
         self.num_batches = source.num_batches
         self.data_digest = source.data_digest
+        self.whole_videos = config.sampling == "frames" and not train
+        """Whether batches are blocks of a video, one video after another (`training/core/evaluate_frames.py`)."""
         self._source = source
         self._config = config
         self._split = split
@@ -87,7 +90,7 @@ class ClipLoader:
             train=train,
             seed=seed,
             num_classes=len(source.classes),
-            multi_label=source.multi_label,
+            multi_label=source.multi_label or config.sampling == "frames",
             pin=pin,
         )
 
@@ -117,11 +120,17 @@ class ClipLoader:
         import webdataset as wds  # imports torch and takes a second; only processes that read need it
 
         start = self._position
-        pipeline = wds.DataPipeline(lambda: self._source.batches(start), self._assembler.run)
+        pipeline = wds.DataPipeline(lambda: self._plans(start), self._assembler.run)
         for batch in pipeline:
             # Before the yield: during the consumer's step this batch counts as used.
             self._position += self._config.batch_size
             yield batch
+
+    def _plans(self, start: int) -> Iterator[list[Sample]]:
+        plans = self._source.batches(start)
+        if self._config.sampling == "frames" and not self._train:
+            return whole_videos(plans, self._config)
+        return plans
 
     def _stop(self) -> None:
         active, self._active = self._active, None
@@ -221,13 +230,30 @@ def open_loader(
     source: Source
     if config.source == "index":
         source = IndexSource(
-            shards, split, batch_size=config.batch_size, train=train, seed=seed, rank=rank, world=world
+            shards,
+            split,
+            batch_size=config.batch_size,
+            train=train,
+            seed=seed,
+            rank=rank,
+            world=world,
+            needs_label=config.frames is None,
+            repeats=None if config.frames is None else config.frames.repeats,
         )
+    elif config.frames is not None and config.frames.repeats:
+        raise DataError("frames.repeats needs source `index`: a stream gives each sample once per epoch")
     else:
         from training.core.data_stream import open_folder
 
         source = open_folder(
-            shards, split, batch_size=config.batch_size, train=train, seed=seed, rank=rank, world=world
+            shards,
+            split,
+            batch_size=config.batch_size,
+            train=train,
+            seed=seed,
+            rank=rank,
+            world=world,
+            needs_label=config.frames is None,
         )
     return ClipLoader(
         source,

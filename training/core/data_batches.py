@@ -19,6 +19,7 @@ from torch import Tensor
 
 from training.core.config import DataConfig
 from training.core.data_sample import ClipReader, Decoded, Label, Sample
+from training.core.frame_sampling import collate_objects
 from training.core.sampling import clip_seed
 from training.core.system import RawBatch
 
@@ -106,7 +107,7 @@ class BatchAssembler:
         sizes = [sample.size for sample in samples if sample.size is not None]
         if len(sizes) < len(samples):
             return _Pending(samples, None, None, [self._pool.submit(self._read, sample) for sample in samples])
-        frames, flow = self._canvas(sizes), self._flow_canvas(sizes)
+        frames, flow = self._canvas(sizes, samples), self._flow_canvas(sizes)
         futures = []
         for place, (height, width) in enumerate(sizes):
             views: list[NDArray[np.uint8] | None] = []
@@ -121,8 +122,9 @@ class BatchAssembler:
             futures.append(self._pool.submit(self._read, samples[place], *views))
         return _Pending(samples, frames, flow, futures)
 
-    def _canvas(self, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        frames = self._frames_per_video()
+    def _canvas(self, sizes: Sequence[tuple[int, int]], samples: Sequence[Sample]) -> Tensor:
+        block = samples[0].block
+        frames = self._frames_per_video() if block is None else block[1] - block[0]
         return self._empty("frames", (len(sizes), frames, *_largest(sizes), 3))
 
     def _flow_canvas(self, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
@@ -171,7 +173,7 @@ class BatchAssembler:
         sizes = [_size(clip) for clip in clips]
         frames, flow = pending.frames, pending.flow
         if frames is None:
-            frames, flow = self._canvas(sizes), self._flow_canvas(sizes)
+            frames, flow = self._canvas(sizes, pending.samples), self._flow_canvas(sizes)
             _fill(frames, [clip.frames for clip in clips])
             if flow is not None:
                 _fill(flow, [clip.flow for clip in clips if clip.flow is not None])
@@ -188,7 +190,21 @@ class BatchAssembler:
             sound_BSN=sound,
             has_sound_B=has_sound,
             flow_BTHWC=flow,
+            **self._objects(clips),
         )
+
+    def _objects(self, clips: Sequence[Decoded]) -> dict[str, Any]:
+        """Return the fields of `RawBatch` that only `sampling: frames` fills."""
+        if self._config.sampling != "frames":
+            return {}
+        numbers = np.stack([clip.number_T for clip in clips if clip.number_T is not None])
+        known = [clip.objects for clip in clips if clip.objects is not None]
+        return {
+            "number_BT": self._tensor(numbers, torch.int64),
+            "boxes": collate_objects(known, pin=self._pin) if len(known) == len(clips) else None,
+            "sizes": tuple(_size(clip) for clip in clips),
+            "video": clips[0].video,
+        }
 
     def _sound(self, clips: Sequence[Decoded]) -> tuple[Tensor | None, Tensor | None]:
         if (config := self._config.sound) is None:

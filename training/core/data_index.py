@@ -7,7 +7,7 @@ single number: the samples consumed so far by all ranks together.
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,7 +52,7 @@ class Source(Protocol):
 class SplitIndex:
     """Columns over all samples of one split, in order of shard name and place."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, *, needs_label: bool = True) -> None:
         self.folder = folder
         self.info: ShardIndex = read_index(folder)
         shards = self.info.of_split(split)
@@ -71,7 +71,7 @@ class SplitIndex:
                 columns.append((number, entry.num_frames, *self._members(entry, shard)))
                 self.extras.append({name: entry.members[name] for name in EXTRAS if name in entry.members})
                 self.keys.append(entry.key)
-                self.labels.append(_label(entry, shard, len(self.info.classes)))
+                self.labels.append(_label(entry, shard, len(self.info.classes), needs_label))
         table = np.array(columns, dtype=np.int64)
         self.shard, self.num_frames, self.offset, self.size, self.record_offset, self.record_size = table.T
         self.multi_label = any(isinstance(label, tuple) for label in self.labels)
@@ -184,7 +184,9 @@ def read_entries(folder: Path, shard: ShardInfo) -> list[IndexEntry]:
     return entries
 
 
-def _label(entry: IndexEntry, shard: ShardInfo, num_classes: int) -> Label:
+def _label(entry: IndexEntry, shard: ShardInfo, num_classes: int, needs_label: bool) -> Label:
+    if entry.label is None and not needs_label:
+        return ()
     if entry.label is None:
         raise DataError(f"{shard.name}: sample {entry.key!r} has no class label, which a clip loader needs")
     for label in (entry.label,) if isinstance(entry.label, int) else entry.label:
@@ -195,15 +197,51 @@ def _label(entry: IndexEntry, shard: ShardInfo, num_classes: int) -> Label:
     return entry.label
 
 
+def _visits(index: SplitIndex, repeats: Mapping[str, int]) -> NDArray[np.int64]:
+    parts = {shard.name: shard.part for shard in index.info.shards}
+    if strange := sorted(set(repeats) - set(parts.values())):
+        raise DataError(
+            f"{index.folder}: repeats names the parts {strange}, the data set has {sorted(set(parts.values()))}"
+        )
+    counts = np.array([repeats.get(parts[name], 1) for name in index.shards])[index.shard]
+    if counts.sum() < 1:
+        raise DataError(f"{index.folder}: with repeats {dict(repeats)} no sample is left to train on")
+    samples = np.repeat(np.arange(len(index), dtype=np.int64), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([samples, np.arange(len(samples), dtype=np.int64) - first], axis=1)
+
+
 class IndexSource:
     """Batches of one rank from a `SplitIndex`; the global order is the same on any number of ranks."""
 
     world_bound = False
 
     def __init__(
-        self, shards: Path, split: str, *, batch_size: int, train: bool, seed: int, rank: int, world: int
+        self,
+        shards: Path,
+        split: str,
+        *,
+        batch_size: int,
+        train: bool,
+        seed: int,
+        rank: int,
+        world: int,
+        needs_label: bool = True,
+        repeats: Mapping[str, int] | None = None,
     ) -> None:
-        self._index = SplitIndex(shards, split)
+        """Open a split.
+
+        Args:
+            needs_label: refuse samples without a class; otherwise they have no class.
+            repeats: only in training: part of the data set → how often each of its samples comes in an epoch; each time
+                with other draws. Parts that are not named come once.
+
+        Raises:
+            DataError: incomplete or damaged folder, or no such split or part.
+        """
+        self._index = SplitIndex(shards, split, needs_label=needs_label)
+        self._visits = _visits(self._index, repeats or {}) if train and repeats else None
+        """(V,2) sample and number of the visit, for each visit of an epoch; None: each sample once."""
         self._batch_size = batch_size
         self._share = batch_size // world
         self._rank = rank
@@ -237,12 +275,18 @@ class IndexSource:
         }
 
     def _number(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.num_samples)
+        visits = self._visits
+        length = self.num_samples if visits is None else len(visits)
+        epoch, place = divmod(position, length)
         if epoch not in self._orders:
             # A batch touches at most a few neighbouring epochs; keep two orders.
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = epoch_order(self.num_samples, self._seed, epoch)
-        return epoch, int(self._orders[epoch][place])
+            self._orders[epoch] = epoch_order(length, self._seed, epoch)
+        chosen = int(self._orders[epoch][place])
+        if visits is None:
+            return epoch, chosen
+        # What is drawn for a sample depends on its epoch: each visit counts as one of its own.
+        return epoch * int(visits[:, 1].max() + 1) + int(visits[chosen, 1]), int(visits[chosen, 0])
 
     def _sample(self, position: int) -> Sample:
         if self._train:

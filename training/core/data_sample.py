@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from data_specs.boxes import BOXES_MEMBER, ClipBoxes
 from training.core.config import DataConfig
 from training.core.decode import (
     DecodeError,
@@ -28,6 +30,10 @@ from training.core.sampling import (
     nearest_stored,
 )
 from training.core.sound import presentation_times, read_sound, reproduce_sound, start_beside
+from training.core.system import VideoFacts
+
+if TYPE_CHECKING:
+    from training.core.frame_sampling import FrameObjects
 
 __all__ = ["EXTRAS", "ClipReader", "Decoded", "Label", "Sample", "SampleError", "any_video", "promised_frames"]
 
@@ -35,8 +41,8 @@ Frame = NDArray[np.uint8]
 Index = NDArray[np.int64]
 Label = int | tuple[int, ...]
 
-EXTRAS = ("wav", "m4a", "flow")
-"""Members beside the clip that a sample can be read with: its sound, and its optical flow."""
+EXTRAS = ("wav", "m4a", "flow", BOXES_MEMBER)
+"""Members beside the clip that a sample can be read with: its sound, its optical flow, and its objects."""
 
 
 class SampleError(RuntimeError):
@@ -66,6 +72,23 @@ class Sample(NamedTuple):
     """Frames per second of a `jpgs` clip, which has no clock."""
     extras: Mapping[str, Callable[[], bytes]] = MappingProxyType({})
     """Those of `EXTRAS` that it has: name → bytes."""
+    block: tuple[int, int] | None = None
+    """Of a video that is evaluated block by block: first frame, and the one after the last."""
+
+    def objects(self) -> ClipBoxes:
+        """Read its objects.
+
+        Raises:
+            DecodeError: it has no member of them, or a broken one.
+        """
+        if BOXES_MEMBER not in self.extras:
+            raise DecodeError(
+                f"it has no member `{BOXES_MEMBER}`: its data set was ingested from a source without boxes"
+            )
+        try:
+            return ClipBoxes.model_validate_json(self.extras[BOXES_MEMBER]())
+        except ValidationError as error:
+            raise DecodeError(f"broken member `{BOXES_MEMBER}`: {error}") from None
 
 
 def any_video(source: Source, key: str) -> Sample:
@@ -83,6 +106,12 @@ class Decoded(NamedTuple):
     """(V,N) int16; None where there is none, or none is wanted."""
     flow: Frame | None
     """(F,H,W,2) uint8; None where none is wanted."""
+    number_T: Index | None = None
+    """Frame numbers (`sampling: frames`)."""
+    objects: "FrameObjects | None" = None
+    """Objects of these frames; None where none are known."""
+    video: VideoFacts | None = None
+    """Of a block: what is known of the whole video."""
 
 
 class ClipReader:
@@ -139,11 +168,34 @@ class ClipReader:
         config = self._config
         self._repeats([0])
         self._content = self._sample.read()
+        if config.sampling == "frames":
+            return self._frames(frames)
         count, frames = self._counted(frames)
         sound = self.sound(count)
         if config.flow:
             flow = self._flow(count, frames, flow)
         return Decoded(frames, sound, flow if config.flow else None)
+
+    def _frames(self, out: Frame | None) -> Decoded:
+        """Read a training example of a detector, or a block of a video that is evaluated."""
+        # `frame_sampling` builds on this module.
+        from training.core.frame_sampling import objects_of, training_frames
+
+        sample = self._sample
+        if sample.extension == "jpgs":
+            raise DecodeError("frames of a jpgs sample do not follow one another; ingest it as mp4")
+        clip = sample.objects() if self._train or BOXES_MEMBER in sample.extras else None
+        if sample.block is not None:
+            numbers = np.arange(*sample.block, dtype=np.int64)
+        else:
+            assert clip is not None, "only training chooses frames by itself"
+            count = sample.num_frames or promised_frames(self._content, self._config)
+            numbers = training_frames(clip, count, self._config, self.seed)
+        self._repeats(list(numbers))
+        frames = decode_clip(self._content, numbers, self._decoder, out)
+        objects = None if clip is None else objects_of(clip, numbers)
+        video = None if sample.block is None else VideoFacts(sample.num_frames or 0, clip)
+        return Decoded(frames, None, None, numbers, objects, video)
 
     def _repeats(self, positions: Sequence[int], extension: str | None = None) -> None:
         member = f"{self._sample.key}.{extension or self._sample.extension}"

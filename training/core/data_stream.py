@@ -201,9 +201,19 @@ class StreamSource:
 
 
 def open_folder(
-    folder: Path, split: str, *, batch_size: int, train: bool, seed: int, rank: int, world: int
+    folder: Path,
+    split: str,
+    *,
+    batch_size: int,
+    train: bool,
+    seed: int,
+    rank: int,
+    world: int,
+    needs_label: bool = True,
 ) -> StreamSource:
     """Open a shard folder, or a folder of foreign tars (`labels.txt` and tars with the split in name or folder).
+
+    Without `needs_label`, samples of a shard folder that have no class are taken, too.
 
     Raises:
         DataError: no shards of this split, fewer shards than ranks, or samples without clip or label.
@@ -214,9 +224,10 @@ def open_folder(
         shards = []
         for info in infos:
             entries = read_entries(folder, info)
-            if unlabelled := [entry.key for entry in entries if entry.label is None]:
+            unlabelled = [entry.key for entry in entries if entry.label is None]
+            if unlabelled and needs_label:
                 raise DataError(f"{info.name}: sample {unlabelled[0]!r} has no class label, which a clip loader needs")
-            labels = tuple(entry.label for entry in entries if entry.label is not None)
+            labels = tuple(() if entry.label is None else entry.label for entry in entries)
             shards.append(Shard(str(folder / info.name), tuple(entry.key for entry in entries), labels))
         classes, data_digest, listed = index.classes, index.data_digest(split), index.listed.get(split)
     else:

@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from infra.settings import Settings
+from training.core.box_metrics import box_metrics
+from training.core.box_results import BoxResults
 from training.core.config import DataConfig
 from training.core.cost import latency_ms
 from training.core.data import ClipLoader, check_coverage, open_loader
 from training.core.distributed import Group
+from training.core.evaluate_frames import watch_split
 from training.core.loop import precision_context
 from training.core.metrics import classification_metrics
 from training.core.system import RawBatch, System
@@ -38,6 +41,9 @@ class Predictions:
     """Name → (N,K) scores of the paired comparison models."""
     extras: Mapping[str, Array]
     classes: tuple[str, ...]
+    boxes: BoxResults | None = None
+    """Of a system that finds objects; `label` and `scores` then say which classes occur in a video, and the largest
+    score of a class in it."""
 
     def save(self, path: Path) -> None:
         """Write `predictions.npz` atomically; the bytes depend on the content only."""
@@ -48,6 +54,7 @@ class Predictions:
             "classes": np.asarray(self.classes),
             **{f"arm/{name}": value for name, value in self.arms.items()},
             **{f"extra/{name}": value for name, value in self.extras.items()},
+            **({} if self.boxes is None else self.boxes.arrays()),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=".npz")
@@ -68,6 +75,7 @@ class Predictions:
             arms={n.removeprefix("arm/"): v for n, v in arrays.items() if n.startswith("arm/")},
             extras={n.removeprefix("extra/"): v for n, v in arrays.items() if n.startswith("extra/")},
             classes=tuple(str(c) for c in arrays["classes"]),
+            boxes=BoxResults.of(arrays),
         )
 
 
@@ -96,7 +104,7 @@ def evaluate(
 ) -> Evaluation:
     """Run a split through `System.predict_all` and compute the metric contract.
 
-    All ranks return the same result.
+    All ranks return the same result. With sampling `frames`, whole videos go through `System.video_runners` instead.
 
     Raises:
         CoverageError: a sample was evaluated twice or not at all; the message lists keys.
@@ -105,6 +113,11 @@ def evaluate(
     was_training = system.training
     system.to(device).eval()
     context = precision_context("bf16" if precision == "bf16" else "fp32", device)
+    if loader.whole_videos:
+        with context():
+            predictions = watch_split(system, loader, device=device, group=group)
+        system.train(was_training)
+        return Evaluation(metrics=_metrics(system, predictions, split, loader), predictions=predictions)
     rows: dict[str, list[Array]] = {}
     keys: list[str] = []
     for raw in loader:
@@ -178,16 +191,27 @@ def evaluate_shards(system: System, shards: Path, config: DataConfig, *, split: 
 
 
 def _metrics(system: System, predictions: Predictions, split: str, loader: ClipLoader) -> dict[str, float]:
-    metrics = classification_metrics(predictions.scores, predictions.label, split)
-    for name, scores in predictions.arms.items():
-        arm = classification_metrics(scores, predictions.label, split)
-        metrics |= {f"{key}_{name}": value for key, value in arm.items() if key.endswith(("/top1", "/map", "/nll"))}
+    metrics: dict[str, float] = {}
+    if predictions.boxes is None:
+        metrics |= classification_metrics(predictions.scores, predictions.label, split)
+        for name, scores in predictions.arms.items():
+            arm = classification_metrics(scores, predictions.label, split)
+            metrics |= {f"{key}_{name}": value for key, value in arm.items() if key.endswith(("/top1", "/map", "/nll"))}
+    else:
+        found = box_metrics(predictions.boxes, predictions.classes)
+        metrics |= {f"{split}/{key}": value for key, value in found.items()}
     for name, row in system.cost().items():
         suffix = "" if name == "main" else f"_{name}"
         metrics[f"{split}/gmac_per_{row.per}{suffix}"] = row.gmac
         metrics[f"{split}/params{suffix}"] = float(row.params)
         metrics |= {f"{split}/{key}{suffix}": value for key, value in row.measured.items()}
-    if "gmac" in predictions.extras:
+    if predictions.boxes is not None:
+        # Executed, over all frames: how many of a video are key frames depends on its length.
+        frames = float(predictions.extras["frames"].sum())
+        for name in predictions.boxes.found:
+            suffix = "" if name == "main" else f"_{name}"
+            metrics[f"{split}/gmac_per_frame{suffix}"] = float(predictions.extras[f"gmac{suffix}"].sum()) / frames
+    elif "gmac" in predictions.extras:
         metrics[f"{split}/gmac_per_video"] = float(predictions.extras["gmac"].mean())
     metrics |= {f"{split}/{key}": value for key, value in system.metrics(predictions).items()}
     metrics[f"{split}/num_evaluated"] = float(len(predictions.key))

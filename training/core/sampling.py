@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from training.core.config import DataConfig
 
 __all__ = [
+    "Index",
     "centre_frames",
     "clip_positions",
     "clip_seed",
@@ -22,6 +23,7 @@ __all__ = [
     "frame_positions",
     "nearest_stored",
     "stack_positions",
+    "uniform_draws",
 ]
 
 Index = NDArray[np.int64]
@@ -76,7 +78,7 @@ def frame_positions(num_frames: int, config: DataConfig, *, train: bool, seed: i
         slack = num_frames - ((count - 1) * stride + 1)
         if train:
             choices = num_frames if slack < 0 and config.short_start == "any" else max(0, slack) + 1
-            starts = np.array([int(_uniform(seed, 1)[0] * choices)])
+            starts = np.array([int(uniform_draws(seed, 1)[0] * choices)])
         elif config.eval_clips == 1:
             starts = np.array([max(0, slack if config.centre == "span" else num_frames - count * stride) // 2])
         else:
@@ -88,7 +90,7 @@ def frame_positions(num_frames: int, config: DataConfig, *, train: bool, seed: i
     if not train:
         return (2 * steps + 1) * num_frames // (2 * count)
     edges = np.arange(count + 1, dtype=np.int64) * num_frames // count
-    return edges[:-1] + (_uniform(seed, count) * np.diff(edges)).astype(np.int64)
+    return edges[:-1] + (uniform_draws(seed, count) * np.diff(edges)).astype(np.int64)
 
 
 def clip_positions(num_frames: int, config: DataConfig, *, train: bool, seed: int) -> Index:
@@ -119,7 +121,7 @@ def clip_positions(num_frames: int, config: DataConfig, *, train: bool, seed: in
         starts = np.linspace(0, max(1, valid - window + 1) - 1, clips).astype(np.int64)
     else:
         share = (valid - window) // clips
-        draws = _uniform(seed, clips, b"clips")
+        draws = uniform_draws(seed, clips, b"clips")
         if clips > 1 and share > 0:
             starts = np.arange(clips, dtype=np.int64) * share + (draws * share).astype(np.int64)
         else:
@@ -168,10 +170,10 @@ def _jittered(config: DataConfig, seed: int) -> int:
     if config.stride_jitter == 0:
         return config.stride
     least = max(1, config.stride - config.stride_jitter)
-    return least + int(_uniform(seed, 1, b"stride")[0] * (config.stride + config.stride_jitter - least))
+    return least + int(uniform_draws(seed, 1, b"stride")[0] * (config.stride + config.stride_jitter - least))
 
 
-def _uniform(seed: int, count: int, purpose: bytes = b"") -> NDArray[np.float64]:
+def uniform_draws(seed: int, count: int, purpose: bytes = b"") -> NDArray[np.float64]:
     """Return `count` numbers in [0, 1) as a function of the seed; those of another purpose are independent."""
     bits = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=64, person=purpose).digest()
     while len(bits) < 8 * count:

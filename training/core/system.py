@@ -7,11 +7,12 @@ P patch side, G parameter group. `video_BCTHW` is float and normalised, `frames_
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from data_specs.boxes import ClipBoxes
 from training.core.config import ConfigError, OptimConfig
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class FrameBoxes:
     def __getitem__(self, rows: slice) -> "FrameBoxes":
         """Return some videos."""
         return FrameBoxes(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+
+class VideoFacts(NamedTuple):
+    """What is known of a video that comes in blocks."""
+
+    num_frames: int
+    objects: ClipBoxes | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class RawBatch:
     """Objects of the frames (`sampling: frames`); None where nothing is known."""
     sizes: tuple[tuple[int, int], ...] = ()
     """`size_B2` on the host (`sampling: frames`), so that nothing has to wait for the device."""
+    video: VideoFacts | None = None
+    """Of a block of a video that is evaluated: what is known of the whole video."""
 
     def to(self, device: torch.device) -> "RawBatch":
         """Move tensors; pinned host memory is copied asynchronously."""
