@@ -15,7 +15,7 @@ from training.core.config import DataConfig
 from training.core.data_batches import BatchAssembler, batch_of_one
 from training.core.data_index import DataError, IndexSource, Source
 from training.core.data_sample import ClipReader, Sample, SampleError, any_video
-from training.core.decode import DecodeError, resolve_decoder
+from training.core.decode import DecodeError, count_frames, resolve_decoder
 from training.core.frame_sampling import whole_videos
 from training.core.system import RawBatch
 from training.core.transforms import ClipTransform, source_rectangle
@@ -34,6 +34,7 @@ __all__ = [
     "open_loader",
     "resolve_decoder",
     "source_rectangle",
+    "video_blocks",
 ]
 
 log = logging.getLogger(__name__)
@@ -301,6 +302,33 @@ def load_clip(source: Path | bytes, config: DataConfig, *, decoder: str, key: st
     reader = ClipReader(any_video(source, key), config, decoder=rung, train=False, seed=0, extract=True)
     try:
         return batch_of_one(reader.read(), config, key=key, seed=reader.seed)
+    except DecodeError as error:
+        raise DecodeError(f"{name}: {error}") from error
+
+
+def video_blocks(source: Path | bytes, config: DataConfig, *, decoder: str, key: str = "0") -> Iterator[RawBatch]:
+    """Yield one video from anywhere in blocks of frames, batches of one without label (−1) and without objects.
+
+    Args:
+        source: a video file, or its bytes.
+        config: of a detector (`sampling: frames`).
+        decoder: rung of the model's training, or `auto`.
+        key: names the video in the batches.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DecodeError: not a video, or damaged; the message names the file.
+    """
+    assert config.frames is not None
+    if isinstance(source, Path) and not source.is_file():
+        raise FileNotFoundError(f"{source} is not a file")
+    rung = resolve_decoder(decoder)
+    name = str(source) if isinstance(source, Path) else f"video of {len(source)} bytes"
+    try:
+        sample = any_video(source, key)._replace(num_frames=count_frames(source))
+        for plan in whole_videos([[sample]], config):
+            reader = ClipReader(plan[0], config, decoder=rung, train=False, seed=0)
+            yield batch_of_one(reader.read(), config, key=key, seed=reader.seed)
     except DecodeError as error:
         raise DecodeError(f"{name}: {error}") from error
 

@@ -252,6 +252,9 @@ def batch_of_one(clip: Decoded, config: DataConfig, *, key: str, seed: int) -> R
         sound_BSN=sound,
         has_sound_B=has_sound,
         flow_BTHWC=None if clip.flow is None else torch.from_numpy(clip.flow)[None],
+        number_BT=None if clip.number_T is None else torch.from_numpy(clip.number_T)[None],
+        sizes=(_size(clip),),
+        video=clip.video,
     )
 
 

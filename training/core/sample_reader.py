@@ -88,7 +88,7 @@ def clip_of(sample: Mapping[str, bytes], config: DataConfig) -> bytes:
     if clip is None:
         raise KeyError(f"a sample has neither mp4 nor jpgs (it has: {', '.join(sample)})")
     wanted = {"wav": config.sound is not None, "m4a": config.sound is not None, "flow": config.flow}
-    beside = [name for name in EXTRAS if name in sample and wanted[name]]
+    beside = [name for name in EXTRAS if name in sample and wanted.get(name)]
     if beside or (clip == "jpgs" and config.pictures == "none"):
         return pack_sample({name: sample[name] for name in ("json", clip, *beside)})
     if clip == "mp4":

@@ -29,6 +29,7 @@ from training.core.tracking import quiet
 
 if TYPE_CHECKING:
     from training.core.checkpoint import LoadedModel
+    from training.core.detections import VideoAnswer
     from training.core.system import ClipBatch, Prediction
 
 log = logging.getLogger(__name__)
@@ -106,10 +107,32 @@ class VideoClassifier:
 
         if (answer := self._lazily(source, key)) is not None:
             return answer
+        if self.finds_objects:
+            raise ValueError("a model that finds objects answers with boxes; see `watch`")
         raw = load_pictures(source, self.model.data_config(), decoder=self.model.decoder, key=key)
         with torch.inference_mode():
             batch = self.model.system.prepare(raw.to(torch.device(self.device)), train=False)
             return self.model.system.predict(batch), batch
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether the model finds objects in frames, instead of naming the whole video."""
+        return self.model.data_config().sampling == "frames"
+
+    def watch(self, source: Path | bytes, key: str = "0") -> "VideoAnswer":
+        """Find the objects of one video, all frames of it.
+
+        Raises:
+            Exception: what the decoder raises for a file that it cannot read.
+        """
+        import torch
+
+        from training.core.data import video_blocks
+        from training.core.evaluate_frames import watch
+
+        blocks = video_blocks(source, self.model.data_config(), decoder=self.model.decoder, key=key)
+        with torch.inference_mode():
+            return watch(self.model.system, blocks, torch.device(self.device), arms=False)["main"]
 
     def _lazily(self, source: Path | bytes, key: str) -> "tuple[Prediction, ClipBatch] | None":
         """Predict from what is looked at; None where the system, or this video, wants to be decoded whole."""
@@ -134,7 +157,11 @@ class VideoClassifier:
             return None
 
     def scores(self, source: Path | bytes) -> NDArray[np.float32]:
-        """Return the score of each class (K,) for one video."""
+        """Return the score of each class (K,) for one video; of a model that finds objects the largest of any."""
+        if self.finds_objects:
+            from training.core.evaluate_frames import class_scores
+
+            return class_scores(self.watch(source).detections, len(self.classes))
         prediction, _ = self.forward(source)
         return np.asarray(prediction.scores_BK[0].float().cpu().numpy())
 

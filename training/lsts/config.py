@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from training.core.config import Strict, WeightsFile
+from training.core.config import DataConfig, FitConfig, StageConfig, Strict, WeightsFile
 
 
 class BackboneConfig(Strict):
@@ -135,3 +135,124 @@ class MethodConfig(Strict):
     """Other frames: own low-level features fused with the aligned memory, or the key frame's boxes again."""
     alignment: Literal["sampled", "truth"]
     """`sampled`: learned locations; `truth`: warped by the true displacements of the objects, an oracle."""
+    scene_cut: float | None = Field(default=None, gt=0)
+    """A frame that differs more than this from the one before starts a new shot, without memory: mean absolute
+    difference of their 16×16 thumbnails, grey levels of 255. None: no cuts are looked for."""
+    offsets: OffsetsConfig | None = None
+    """In place of those of the model's alignment."""
+
+    @property
+    def every_frame(self) -> bool:
+        """Whether the whole network runs on each frame that is answered by itself."""
+        return self.interval == 1 or self.non_key == "hold"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MethodConfig":
+        if self.interval == 1 and self.non_key != "hold":
+            raise ValueError("with interval 1 every frame is a key frame: write `non_key: hold`")
+        if self.alignment == "truth" and self.offsets is not None:
+            raise ValueError("alignment `truth` samples nothing: it takes no offsets")
+        return self
+
+
+def data_for(data: DataConfig, frames: int, method: MethodConfig | None = None) -> DataConfig:
+    """Return the data block with the frames of a training example that a stage needs.
+
+    Args:
+        data: as written.
+        frames: T, key frames and the labelled one.
+        method: whose key frames the example has; None: as written.
+
+    Raises:
+        ValueError: it is not one of a detector.
+    """
+    if data.frames is None:
+        raise ValueError(f"data.sampling must be `frames`, with a block `frames`, got {data.sampling!r}")
+    chosen = data.frames
+    if method is not None and method.interval > 1:
+        chosen = chosen.model_copy(update={"interval": method.interval, "schedule": method.schedule})
+    return data.model_copy(update={"num_frames": frames, "frames": chosen})
+
+
+BatchNorm = Literal["frozen", "trained"]
+"""`frozen`: batch norm keeps the statistics it came with, its scale and shift are trained (as published); `trained`:
+for networks that start from scratch."""
+
+
+class _Fits(StageConfig):
+    model: LSTSConfig
+    fit: FitConfig
+
+
+class SingleConfig(_Fits):
+    """The single-frame detector, on labelled frames."""
+
+    batch_norm: BatchNorm
+
+    @model_validator(mode="after")
+    def _one_frame(self) -> "SingleConfig":
+        # Frozen for everyone else; the resolved config shows it.
+        object.__setattr__(self, "data", data_for(self.data, 1))
+        return self
+
+
+class TrainConfig(_Fits):
+    """Features that travel: key frames and a labelled frame, by one of the methods."""
+
+    method: str
+    methods: dict[str, MethodConfig]
+    batch_norm: BatchNorm
+
+    @property
+    def chosen(self) -> MethodConfig:
+        """Settings of the method."""
+        return self.methods[self.method]
+
+    @model_validator(mode="after")
+    def _knows_the_method(self) -> "TrainConfig":
+        check_method(self.method, self.methods)
+        if self.data.num_frames < 2:
+            raise ValueError("data.num_frames counts key frames and the labelled one: 3 trains a memory of depth 1")
+        frames = self.data.num_frames
+        if self.chosen.key == "plain":
+            # Older key frames have no influence.
+            frames = 1 if self.chosen.every_frame else 2
+        object.__setattr__(self, "data", data_for(self.data, frames, self.chosen))
+        return self
+
+
+def check_method(method: str, methods: dict[str, MethodConfig]) -> None:
+    """Raise `ValueError` when a method has no settings."""
+    if method not in methods:
+        raise ValueError(
+            f"method {method!r} is none of methods ({', '.join(methods)}); add its settings there, or take it out of "
+            "the list `lsts_grid.method` of params.yaml"
+        )
+
+
+class EvalConfig(StageConfig):
+    """A trained method on the test split, beside the single-frame detector and other ways to use its networks."""
+
+    model: LSTSConfig
+    method: str
+    methods: dict[str, MethodConfig]
+    seq_nms: bool
+    """Also report the figures after Seq-NMS, as `map50_seq`."""
+    single: bool
+    """Compare with the single-frame detector that the method started from, on every frame."""
+    variants: dict[str, MethodConfig] = Field(default_factory=dict)
+    """Name → other settings under which the same networks are evaluated, too (intervals, reused boxes)."""
+
+    @model_validator(mode="after")
+    def _knows_the_method(self) -> "EvalConfig":
+        check_method(self.method, self.methods)
+        if strange := {"main", "single"} & set(self.variants):
+            raise ValueError(f"variants must not be called {', '.join(strange)}")
+        object.__setattr__(self, "data", data_for(self.data, 1, self.methods[self.method]))
+        return self
+
+
+class ReportConfig(StageConfig):
+    """The page of all evaluations of a data set."""
+
+    model: LSTSConfig
