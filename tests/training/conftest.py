@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from data_specs.boxes import BOXES_MEMBER, BoxTrack, ClipBoxes
 from data_specs.jpgs import pack_jpgs
 from data_specs.schema import (
     SHARD_FORMAT,
@@ -165,8 +166,18 @@ def make_samples(scratch: Path, split: str, count: int, first: int) -> list[tupl
         content = encode_mp4(frames, scratch / "clip.mp4", *options, sound=sound)
         key = f"clip-{number:03d}"
         record = make_record(key, split, label, num_frames, height, width, has_audio=sound is not None)
-        samples.append((record, {"mp4": content}))
+        objects = draw_objects(number, label, height, width, num_frames)
+        samples.append((record, {"mp4": content, BOXES_MEMBER: objects.model_dump_json().encode()}))
     return samples
+
+
+def draw_objects(number: int, label: int, height: int, width: int, num_frames: int) -> ClipBoxes:
+    """Return the coloured area below the blocks of `draw_clip` as one object, labelled in every third frame."""
+    box = (0.0, 8.0, float(width), float(height))
+    frames = tuple(range(number % 3, num_frames, 3))
+    return ClipBoxes(
+        tracks=(BoxTrack(track=0, label=label, frames=frames, boxes=(box,) * len(frames)),), labelled=frames
+    )
 
 
 def make_record(
@@ -279,6 +290,12 @@ def shard_writer() -> Callable[..., Path]:
 def sample_maker() -> Callable[..., list[tuple[ClipRecord, dict[str, bytes]]]]:
     """`make_samples`."""
     return make_samples
+
+
+@pytest.fixture(scope="session")
+def record_maker() -> Callable[..., ClipRecord]:
+    """`make_record`."""
+    return make_record
 
 
 @pytest.fixture(scope="session")
