@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.core.answers import Result, choices_of
+from training.core.answers import LEAST_SCORE, Result, choices_of, watched_of
+from training.core.decode import frame_times
 from training.core.decode_rungs import DecodeError
 from training.core.gate import RoundTrip
 from training.core.sample_reader import load_pictures
@@ -72,7 +73,9 @@ class VideoModel(mlflow.pyfunc.PythonModel):
         self.classifier = VideoClassifier(Path(context.artifacts["model"]))
 
     def predict(self, context, model_input, params=None):
-        return self.classifier.predict_frame(model_input, top=int((params or {}).get("top", 5)))
+        given = params or {}
+        chosen = {name: kind(given[name]) for name, kind in (("top", int), ("least_score", float)) if name in given}
+        return self.classifier.predict_frame(model_input, **chosen)
 
 
 mlflow.models.set_model(VideoModel())
@@ -119,8 +122,13 @@ class VideoClassifier:
         """Whether the model finds objects in frames, instead of naming the whole video."""
         return self.model.data_config().sampling == "frames"
 
-    def watch(self, source: Path | bytes, key: str = "0") -> "VideoAnswer":
+    def watch(self, source: Path | bytes, key: str = "0", num_frames: int | None = None) -> "VideoAnswer":
         """Find the objects of one video, all frames of it.
+
+        Args:
+            source: the video.
+            key: its name in the batches.
+            num_frames: how many can be decoded; None counts them.
 
         Raises:
             Exception: what the decoder raises for a file that it cannot read.
@@ -130,7 +138,8 @@ class VideoClassifier:
         from training.core.data import video_blocks
         from training.core.evaluate_frames import watch
 
-        blocks = video_blocks(source, self.model.data_config(), decoder=self.model.decoder, key=key)
+        config, decoder = self.model.data_config(), self.model.decoder
+        blocks = video_blocks(source, config, decoder=decoder, key=key, num_frames=num_frames)
         with torch.inference_mode():
             return watch(self.model.system, blocks, torch.device(self.device), arms=False)["main"]
 
@@ -165,31 +174,62 @@ class VideoClassifier:
         prediction, _ = self.forward(source)
         return np.asarray(prediction.scores_BK[0].float().cpu().numpy())
 
-    def classify(self, item: object, top: int = 5) -> Result:
-        """Classify one video given as path, bytes or base64; a broken one gives a result with `error` set."""
+    def classify(self, item: object, top: int = 5, least_score: float = LEAST_SCORE) -> Result:
+        """Classify one video given as path, bytes or base64; a broken one gives a result with `error` set.
+
+        Args:
+            item: the video.
+            top: classes to name.
+            least_score: of a model that finds objects, those with a lower score are not returned.
+        """
         name = name_of(item)
         try:
+            if self.finds_objects:
+                return self.find(name, as_source(item), top, least_score)
             prediction, _ = self.forward(as_source(item))
             return self.result(name, prediction, top)
         except Exception as error:
             return Result(name, (), (), f"{type(error).__name__}: {error}")
 
+    def find(self, name: str, source: Path | bytes, top: int, least_score: float = LEAST_SCORE) -> Result:
+        """Find the objects of one video.
+
+        Args:
+            name: of the video in the result.
+            source: the video.
+            top: classes to name.
+            least_score: objects with a lower score are left out.
+
+        Raises:
+            Exception: what the decoder raises for a file that it cannot read.
+        """
+        from training.core.evaluate_frames import class_scores
+
+        times = frame_times(source)
+        answer = self.watch(source, num_frames=len(times))
+        found = answer.detections[answer.detections.score_N >= least_score]
+        best = self._best(class_scores(answer.detections, len(self.classes)), top)
+        return Result(name, *best, watched=watched_of(answer, found, times, self.classes))
+
     def result(self, name: str, prediction: "Prediction", top: int) -> Result:
         """Return the answer that a prediction of one video gives."""
-        scores = prediction.scores_BK[0].float().cpu().numpy()
-        order = np.argsort(-scores, kind="stable")[: max(1, top)]
-        return Result(
-            name,
-            tuple(self.classes[i] for i in order),
-            tuple(float(scores[i]) for i in order),
-            choices=choices_of(prediction, self.model.system.choice_names),
-        )
+        best = self._best(prediction.scores_BK[0].float().cpu().numpy(), top)
+        return Result(name, *best, choices=choices_of(prediction, self.model.system.choice_names))
 
-    def predict_frame(self, model_input: object, top: int = 5) -> Any:
-        """Answer a DataFrame, list or mapping of videos with a DataFrame of one row per video."""
+    def _best(self, scores: NDArray[np.float32], top: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """Return names and scores of the best classes."""
+        order = np.argsort(-scores, kind="stable")[: max(1, top)]
+        return tuple(self.classes[i] for i in order), tuple(float(scores[i]) for i in order)
+
+    def predict_frame(self, model_input: object, top: int = 5, least_score: float = LEAST_SCORE) -> Any:
+        """Answer a DataFrame, list or mapping of videos with a DataFrame of one row per video.
+
+        Of a model that finds objects it has the column `objects`, too: a JSON list of `FoundObject.as_dict`.
+        """
         import pandas as pd
 
-        return pd.DataFrame([self.classify(item, top).as_dict() for item in items_of(model_input)])
+        results = [self.classify(item, top, least_score) for item in items_of(model_input)]
+        return pd.DataFrame([result.as_dict(self.finds_objects) for result in results])
 
 
 # --- saving -----------------------------------------------------------------------------------
@@ -225,24 +265,29 @@ def copy_code(target: Path) -> list[str]:
     return folders
 
 
-def signature() -> Any:
-    """Return the MLflow signature: one column of videos and the parameter `top`."""
+def signature(finds_objects: bool = False) -> Any:
+    """Return the MLflow signature: one column of videos and the parameter `top`.
+
+    Args:
+        finds_objects: with the column `objects` and the parameter `least_score`.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+    columns = [
+        ColSpec(DataType.string, "video"),
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "score"),
+        ColSpec(Array(DataType.string), "top_classes"),
+        ColSpec(Array(DataType.double), "top_scores"),
+        ColSpec(DataType.string, "error"),
+    ]
+    params = [ParamSpec("top", DataType.long, 5)]
+    if finds_objects:
+        columns.append(ColSpec(DataType.string, "objects"))
+        params.append(ParamSpec("least_score", DataType.double, LEAST_SCORE))
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "video")]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "video"),
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "score"),
-                ColSpec(Array(DataType.string), "top_classes"),
-                ColSpec(Array(DataType.double), "top_scores"),
-                ColSpec(DataType.string, "error"),
-            ]
-        ),
-        params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
+        inputs=Schema([ColSpec(AnyType(), "video")]), outputs=Schema(columns), params=ParamSchema(params)
     )
 
 
@@ -269,7 +314,7 @@ def save_pyfunc(model_folder: Path, target: Path, metadata: Mapping[str, Any]) -
             artifacts={"model": str(model_folder)},
             code_paths=copy_code(Path(temporary) / "code"),
             pip_requirements=requirements(),
-            signature=signature(),
+            signature=signature(_finds_objects(model_folder)),
             input_example=pd.DataFrame({"video": ["clip.mp4"]}),
             metadata=dict(metadata),
         )
@@ -277,6 +322,13 @@ def save_pyfunc(model_folder: Path, target: Path, metadata: Mapping[str, Any]) -
         # MLflow recommends type hints for `predict`, even for its own classes, and changes the warning filters.
         if "type hint" not in str(warning.message) and issubclass(warning.category, UserWarning):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _finds_objects(model_folder: Path) -> bool:
+    from training.core.checkpoint import read_model_info
+
+    data: Mapping[str, Any] = read_model_info(model_folder)["config"].get("data", {})
+    return data.get("sampling") == "frames"
 
 
 def model_folder(saved: Path) -> Path:
@@ -365,5 +417,7 @@ def round_trip(
         by_name = dict(zip(row["top_classes"], row["top_scores"], strict=True))
         scores = np.array([by_name[name] for name in classes])
         largest = max(largest, float(np.abs(scores - expected[key]).max()))
-        same = same and row["label"] == classes[int(np.argmax(expected[key]))]
+        # A detector that found nothing names no class.
+        named = row["label"] or classes[int(np.argmax(scores))]
+        same = same and named == classes[int(np.argmax(expected[key]))]
     return RoundTrip(len(clips), largest, same)
