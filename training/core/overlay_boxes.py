@@ -35,7 +35,7 @@ PALETTE: tuple[RGB, ...] = (
 KEY: RGB = (255, 255, 255)
 """Frame around a key frame, and its mark in the strip."""
 
-FAINTEST = 0.35
+FAINTEST = 0.45
 """Opacity of a box with the least score."""
 
 SURE = 0.8
