@@ -3,7 +3,7 @@
 Boxes are x0, y0, x1, y1; they name edges (`data_specs/boxes.py`). Suffixes: B videos, T frames, N boxes.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -51,8 +51,10 @@ class Detections:
 
     def __getitem__(self, chosen: Array | slice) -> Self:
         """Return some of them."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: value if value is None else value[chosen] for name, value in values.items()})
+        track_N = None if self.track_N is None else self.track_N[chosen]
+        return type(self)(
+            self.frame_N[chosen], self.box_N4[chosen], self.score_N[chosen], self.label_N[chosen], track_N
+        )
 
     @classmethod
     def empty(cls) -> Self:
