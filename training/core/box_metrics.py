@@ -11,7 +11,7 @@ Three protocols that must not be mixed in one table:
 Each is the mean over the classes that have objects. Suffixes as in `box_matching`; T detections that are right.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,41 @@ from training.core.box_matching import Floats, Ints, Matched, greedy, match
 from training.core.box_motion import GROUPS, ignore_weights, motion_groups, motion_iou
 from training.core.box_results import BoxResults
 
-__all__ = ["MAIN", "Table", "box_metrics", "class_table", "envelope", "plain_precision"]
+__all__ = [
+    "MAIN",
+    "RECALLS",
+    "Table",
+    "View",
+    "box_metrics",
+    "class_table",
+    "envelope",
+    "plain_precision",
+    "precision_at",
+    "views",
+]
 
 MAIN = "main"
 """Name of the evaluated model among the detectors of `BoxResults.found`."""
 RECALLS = np.linspace(0.0, 1.0, 101)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
-Area = Callable[[Floats, int], float]
+
+@dataclass(frozen=True)
+class View:
+    """The detections of one column, as right and wrong ones."""
+
+    column: str
+    lenient: bool
+    right_N: NDArray[np.bool_]
+    wrong_N: NDArray[Any]
+    """Weight as wrong, bool or float32; a detection that is neither has 0."""
+    positives_K: Ints
+    """Objects of each class."""
+
+    def envelope(self, matched: Matched, label: int) -> Floats:
+        """Return the enveloped precision at the right detections of a class; see `envelope`."""
+        own = slice(matched.ranked.first_K[label], matched.ranked.first_K[label + 1])
+        return envelope(self.right_N[own], self.wrong_N[own])
 
 
 @dataclass(frozen=True)
@@ -91,44 +118,52 @@ def box_metrics(results: BoxResults, classes: tuple[str, ...], split: str) -> di
     return {f"{split}/{name}": value for name, value in values.items()}
 
 
+def views(results: BoxResults, matched: Matched) -> Iterator[View]:
+    """Yield what is averaged: all objects, each motion group and each set of frames, plain and lenient.
+
+    Raises:
+        ValueError: a set of frames has the name of another column.
+    """
+    objects, ranked, labelled_M2 = matched.objects, matched.ranked, results.truth.labelled_M2
+    members = {name: _members(labelled_M2, pairs) for name, pairs in results.truth.subsets.items()}
+    if taken := {"all", "lenient", *GROUPS} & set(members):
+        raise ValueError(f"a set of frames cannot be named {sorted(taken)[0]!r}: a metric has that name")
+    group_M = motion_groups(motion_iou(objects))
+    weight_GN = ignore_weights(objects, ranked, group_M)
+    for lenient, matched_N in ((False, matched.plain_N), (True, matched.lenient_N)):
+        found_N = matched_N >= 0
+        yield View("all", lenient, found_N, ~found_N, _positives(matched, np.ones(len(objects), bool)))
+        for g, name in enumerate(GROUPS):
+            right_N = found_N.copy()
+            right_N[found_N] = group_M[matched_N[found_N]] == g
+            wrong_N = np.where(found_N, np.float32(0), weight_GN[g])
+            yield View(name, lenient, right_N, wrong_N, _positives(matched, group_M == g))
+        for name, member_F in members.items():
+            here_N = member_F[ranked.frame_N]
+            positives_K = _positives(matched, member_F[objects.frame_M])
+            yield View(name, lenient, found_N & here_N, ~found_N & here_N, positives_K)
+
+
 def class_table(results: BoxResults, matched: Matched) -> Table:
     """Return the average precision of a detector for each class, motion group and set of frames.
 
     Raises:
         ValueError: a set of frames has the name of another column.
     """
-    objects, ranked = matched.objects, matched.ranked
-    frames = len(results.truth.labelled_M2)
-    group_M = motion_groups(motion_iou(objects))
-    weight_GN = ignore_weights(objects, ranked, group_M)
-    members = {name: _members(results.truth.labelled_M2, pairs) for name, pairs in results.truth.subsets.items()}
-    if taken := {"all", "lenient", *GROUPS} & set(members):
-        raise ValueError(f"a set of frames cannot be named {sorted(taken)[0]!r}: a metric has that name")
-    columns = ("all", *GROUPS, *members)
-    areas: list[list[Floats]] = []
-    for matched_N in (matched.plain_N, matched.lenient_N):
-        found_N, missed_N = matched_N >= 0, matched_N < 0
-        whole = np.ones(frames, bool)
-        rows = [_areas(matched, found_N, missed_N, _counts(matched, whole))]
-        for g in range(len(GROUPS)):
-            right_N = found_N.copy()
-            right_N[found_N] = group_M[matched_N[found_N]] == g
-            wrong_N = np.where(missed_N, weight_GN[g], np.float32(0))
-            rows.append(_areas(matched, right_N, wrong_N, _counts(matched, whole, group_M == g)))
-        for member_F in members.values():
-            here_N = member_F[ranked.frame_N]
-            rows.append(_areas(matched, found_N & here_N, missed_N & here_N, _counts(matched, member_F)))
-        areas.append(rows)
-    whole = np.ones(frames, bool)
-    counts = [_counts(matched, whole), *(_counts(matched, whole, group_M == g) for g in range(len(GROUPS)))]
-    counts += [_counts(matched, member_F) for member_F in members.values()]
-    return Table(columns, np.stack(areas[0]), np.stack(areas[1]), np.stack(counts))
+    columns: list[str] = []
+    counts: list[Ints] = []
+    areas: dict[bool, list[Floats]] = {False: [], True: []}
+    for view in views(results, matched):
+        if not view.lenient:
+            columns.append(view.column)
+            counts.append(view.positives_K)
+        areas[view.lenient].append(_areas(matched, view))
+    return Table(tuple(columns), np.stack(areas[False]), np.stack(areas[True]), np.stack(counts))
 
 
 def plain_precision(matched: Matched) -> Floats:
     """Return the average precision of each class at overlap 0.5, (K,); not-a-number without objects."""
-    whole = np.ones(len(matched.objects.first_F) - 1, bool)
-    return _areas(matched, matched.plain_N >= 0, matched.plain_N < 0, _counts(matched, whole))
+    return _areas(matched, _all_of(matched, matched.plain_N))
 
 
 def envelope(right_N: NDArray[np.bool_], wrong_N: NDArray[Any]) -> Floats:
@@ -170,36 +205,28 @@ def _headline(table: Table) -> dict[str, float]:
 
 
 def _coco(matched: Matched) -> dict[str, float]:
-    objects, ranked = matched.objects, matched.ranked
-    positives_K = _counts(matched, np.ones(len(objects.first_F) - 1, bool))
     means = []
     for threshold in THRESHOLDS:
-        found_N = greedy(matched.pairs, objects, len(ranked), float(threshold)) >= 0
-        means.append(float(np.nanmean(_areas(matched, found_N, ~found_N, positives_K, at_recalls))))
+        matched_N = greedy(matched.pairs, matched.objects, len(matched.ranked), float(threshold))
+        means.append(float(np.nanmean(_areas(matched, _all_of(matched, matched_N), at_recalls))))
     return {"coco_map50": means[0], "coco_map": float(np.mean(means))}
 
 
-def _areas(
-    matched: Matched,
-    right_N: NDArray[np.bool_],
-    wrong_N: NDArray[Any],
-    positives_K: Ints,
-    area: Area = every_recall,
-) -> Floats:
-    first_K = matched.ranked.first_K
-    result_K = np.full(len(positives_K), np.nan)
-    for k in np.flatnonzero(positives_K):
-        own = slice(first_K[k], first_K[k + 1])
-        result_K[k] = area(envelope(right_N[own], wrong_N[own]), int(positives_K[k]))
+def _areas(matched: Matched, view: View, area: Callable[[Floats, int], float] = every_recall) -> Floats:
+    result_K = np.full(len(view.positives_K), np.nan)
+    for k in np.flatnonzero(view.positives_K):
+        result_K[k] = area(view.envelope(matched, k), int(view.positives_K[k]))
     return result_K
 
 
-def _counts(matched: Matched, frames_F: NDArray[np.bool_], chosen_M: NDArray[np.bool_] | None = None) -> Ints:
-    """Return how many objects of each class lie in some frames, (K,)."""
-    here_M = frames_F[matched.objects.frame_M]
-    if chosen_M is not None:
-        here_M &= chosen_M
-    return np.bincount(matched.objects.label_M[here_M], minlength=len(matched.ranked.first_K) - 1)
+def _all_of(matched: Matched, matched_N: Ints) -> View:
+    found_N = matched_N >= 0
+    return View("all", False, found_N, ~found_N, _positives(matched, np.ones(len(matched.objects), bool)))
+
+
+def _positives(matched: Matched, chosen_M: NDArray[np.bool_]) -> Ints:
+    """Return how many of some objects each class has, (K,)."""
+    return np.bincount(matched.objects.label_M[chosen_M], minlength=len(matched.ranked.first_K) - 1)
 
 
 def _members(labelled_M2: NDArray[Any], pairs: NDArray[Any]) -> NDArray[np.bool_]:
