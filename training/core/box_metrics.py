@@ -196,7 +196,7 @@ def precision_at(recall_R: Floats, envelope_T: Floats, positives: int) -> Floats
 
 
 def _headline(table: Table) -> dict[str, float]:
-    result = {}
+    result: dict[str, float] = {}
     for column in table.columns:
         stem = "map50" if column == "all" else f"map50_{column}"
         means = {stem: table.mean(column), f"{stem}_lenient": table.mean(column, lenient=True)}
@@ -215,7 +215,7 @@ def _coco(matched: Matched) -> dict[str, float]:
 def _areas(matched: Matched, view: View, area: Callable[[Floats, int], float] = every_recall) -> Floats:
     result_K = np.full(len(view.positives_K), np.nan)
     for k in np.flatnonzero(view.positives_K):
-        result_K[k] = area(view.envelope(matched, k), int(view.positives_K[k]))
+        result_K[k] = area(view.envelope(matched, int(k)), int(view.positives_K[k]))
     return result_K
 
 

@@ -1,8 +1,8 @@
 """How sure a mean average precision is: it is computed again with videos drawn with replacement.
 
 Frames of a video resemble one another, so videos are what is drawn. Drawing a video twice puts its detections and
-objects twice into the list: nothing is matched again, counts get weights. Precision matters only at right detections, so
-what is kept is the number of wrong ones before each, by video; a product with the drawn weights gives them for all
+objects twice into the list: nothing is matched again, counts get weights. Precision matters only at right detections,
+so what is kept is the number of wrong ones before each, by video; a product with the drawn weights gives them for all
 resamples.
 
 Suffixes as in `box_matching`; V videos, B resamples, T right detections of a class.
@@ -113,4 +113,4 @@ def _precision(steps: _Steps, weight_BV: NDArray[np.float32]) -> Floats:
     ratio_BT = np.divide(right_BT, all_BT, out=np.zeros_like(right_BT), where=all_BT > 0)
     highest_BT = np.maximum.accumulate(ratio_BT[:, ::-1], axis=1)[:, ::-1]
     area_B = np.einsum("bt,bt->b", drawn_BT, highest_BT, dtype=np.float64)
-    return np.divide(area_B, positives_B, out=result_B.astype(np.float64), where=positives_B > 0)
+    return np.where(positives_B > 0, area_B / np.maximum(positives_B, 1), np.nan)
