@@ -21,15 +21,17 @@ __all__ = ["Measured", "check_boxes", "comparison_rows", "floor_rows", "measure"
 class Measured:
     """mAP50 of one detector, and of it in resamples of the videos."""
 
-    def __init__(self, results: BoxResults, classes: int, *, resamples: int, seed: int, detector: str = MAIN) -> None:
+    def __init__(
+        self, results: BoxResults, classes: int, detector: str = MAIN, *, resamples: int = 2000, seed: int = 0
+    ) -> None:
         """Match and resample.
 
         Args:
             results: with the detector.
             classes: K.
+            detector: name in `BoxResults.found`.
             resamples: B.
             seed: detectors of the same truth and seed can be compared resample by resample.
-            detector: name in `BoxResults.found`.
 
         Raises:
             ValueError: see `box_matching.match`.

@@ -30,6 +30,7 @@ __all__ = [
     "box_metrics",
     "class_table",
     "envelope",
+    "every_recall",
     "plain_precision",
     "precision_at",
     "views",
