@@ -22,7 +22,7 @@ from tasks.ops.moving_sprites_plan import (
 )
 from tasks.ops.synthetic import Frames
 
-__all__ = ["draw_video", "patches", "render_sprites"]
+__all__ = ["BAR_DRAWS", "cover_with_bars", "draw_video", "patches", "render_sprites"]
 
 Grey = NDArray[np.float32]
 
@@ -45,8 +45,9 @@ _BAR_MARGIN = (0.05, 0.3)
 _DECOYS = 3
 """Most places with bars and without an object: bars must not say where to look."""
 
-_BAR_DRAWS = 11
-_DECOY_DRAWS = 4 + _BAR_DRAWS
+BAR_DRAWS = 11
+"""Random numbers that bars over one object take."""
+_DECOY_DRAWS = 4 + BAR_DRAWS
 
 _Drawing = Callable[[Grey, Grey], Any]
 """Of coordinates u (to the right) and v (down), -1 to 1 within an object's box."""
@@ -77,7 +78,7 @@ _TEXTURES: dict[str, _Drawing] = {
     "disc": lambda u, v: np.sin(_WAVE * v),
     "square": lambda u, v: np.cos(8 * np.arctan2(v, u)),
     "diamond": lambda u, v: np.cos(_WAVE * u),
-    "plus": lambda u, v: 2 * np.sin(_WAVE * u) * np.sin(_WAVE * v),
+    "plus": lambda u, v: 2 * np.cos(_WAVE * u) * np.cos(_WAVE * v),
     "trapezoid": lambda u, v: np.cos(_WAVE * (v - np.abs(u))),
     "hourglass": lambda u, v: np.cos(_WAVE * np.sqrt(u * u + v * v)),
 }
@@ -117,6 +118,12 @@ def patches(sprite: Sprite, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64
     across, down = u[:, None, :], v[:, :, None]
     reach = np.float32(half.mean())
     opacity: Grey = (np.float32(0.5) - reach * _OUTLINES[name](across, down)).clip(0, 1)
+    # Nothing of it lies outside of its box, of which a pixel at the border has a share.
+    inside_x, inside_y = (
+        (np.float32(0.5) + np.float32(half[axis]) * (1 - np.abs(at))).clip(0, 1)
+        for axis, at in enumerate((across, down))
+    )
+    opacity = np.minimum(opacity, inside_x * inside_y)
     bright: Grey = (np.float32(0.5 * _EDGE) * _TEXTURES[name](across, down)).clip(-0.5, 0.5) + np.float32(0.5)
     return corner, opacity, np.broadcast_to(bright, opacity.shape)
 
@@ -169,14 +176,14 @@ def _put(frame: Grey, corner: NDArray[np.int64], opacity: Grey, weighed: Grey, l
 # --- what makes frames bad ---------------------------------------------------------------------------------
 
 
-def _bars(frame: Grey, box: NDArray[np.float64], share: float, draws: NDArray[np.float64]) -> None:
-    """Draw occluder bars over a box, in place; they cover a given share of it and stand out on all sides.
+def cover_with_bars(frame: Grey, box: NDArray[np.float64], share: float, draws: NDArray[np.float64]) -> None:
+    """Draw occluder bars over a box, in place; they cover exactly a given share of it and stand out on all sides.
 
     Args:
         frame: (Y,X,3).
         box: x0, y0, x1, y1.
         share: Of the box.
-        draws: `_BAR_DRAWS` random numbers from 0 to 1.
+        draws: `BAR_DRAWS` random numbers from 0 to 1.
     """
     low, side = box[:2], box[2:] - box[:2]
     margins = (_BAR_MARGIN[0] + (_BAR_MARGIN[1] - _BAR_MARGIN[0]) * draws[:4].reshape(2, 2)) * side
@@ -189,12 +196,12 @@ def _bars(frame: Grey, box: NDArray[np.float64], share: float, draws: NDArray[np
         edge.astype(np.int64).tolist() for edge in np.rint([low - margins[0], box[2:] + margins[1]]).clip(0, len(frame))
     )
     first, end = (left, right) if axis == 0 else (top, bottom)
-    at = np.arange(first, end) + 0.5
-    covered = ((at - low[axis]) / side[axis] * count + draws[6]) % 1 < share
-    if axis == 0:
-        frame[top:bottom, left:right][:, covered] = level
-    else:
-        frame[top:bottom, left:right][covered] = level
+    borders = (np.arange(first, end + 1) - low[axis]) / side[axis] * count + draws[6]
+    # Bars up to a border, in periods; the difference between two borders is what a pixel has of them.
+    so_far = np.floor(borders) * share + np.minimum(borders % 1, share)
+    opacity = (np.diff(so_far) * side[axis] / count).astype(np.float32)
+    target = frame[top:bottom, left:right]
+    target += (opacity[:, None] if axis == 0 else opacity[:, None, None]) * (level - target)
 
 
 def _decoys(frame: Grey, config: MovingSpritesConfig, share: float, draws: NDArray[np.float64]) -> None:
@@ -203,7 +210,7 @@ def _decoys(frame: Grey, config: MovingSpritesConfig, share: float, draws: NDArr
         least, most = config.object_size
         side = config.size * (least + (most - least) * own[:2])
         low = config.size * own[2:4] - side / 2
-        _bars(frame, np.concatenate([low, low + side]).clip(0, config.size), share, own[4:])
+        cover_with_bars(frame, np.concatenate([low, low + side]).clip(0, config.size), share, own[4:])
 
 
 def _out_of_focus(frame: Grey, sigma: float) -> Grey:
@@ -271,7 +278,7 @@ def draw_video(config: MovingSpritesConfig, split: str, number: int, plan: Video
         if bad is not None and bad.bars:
             rng = stream(config, split, number, ROUGH, t)
             _decoys(frame, config, bad.bars, rng.random((int(rng.integers(_DECOYS + 1)), _DECOY_DRAWS)))
-            bars = rng.random((len(drawn), _BAR_DRAWS))
+            bars = rng.random((len(drawn), BAR_DRAWS))
         for place, (sprite, (colours, rows, corner, opacity, bright)) in enumerate(
             zip(plan.sprites, drawn, strict=True)
         ):
@@ -284,7 +291,7 @@ def draw_video(config: MovingSpritesConfig, split: str, number: int, plan: Video
                 at = at - margin
             _put(frame, at, covers, weighed, colours)
             if bad is not None and bars is not None:
-                _bars(frame, sprite.box_T4[t], bad.bars, bars[place])
+                cover_with_bars(frame, sprite.box_T4[t], bad.bars, bars[place])
         if bad is not None and bad.defocus:
             frame = _out_of_focus(frame, bad.defocus)
         spread = config.noise if bad is None else float(np.hypot(config.noise, bad.rough))
