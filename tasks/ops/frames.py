@@ -127,6 +127,8 @@ def _look_at_jpeg(data: bytes) -> tuple[Picture, bytes]:
             kept.append(data[start:end])
     if picture is None or not picture.width or not picture.height:
         raise ValueError("no frame header before the scan")
+    if data.find(b"\xff\xd9", end) < 0:  # a decoder fills what is missing with grey, without a word
+        raise ValueError("it has no end")
     return picture, b"".join((*kept, data[end:]))
 
 
@@ -136,8 +138,10 @@ def _look_at_png(data: bytes) -> tuple[Picture, bytes]:
         raise ValueError("no header chunk")
     width, height, bits, colour = struct.unpack(">IIBB", data[16:26])
     kept, at = [data[:8]], 8
-    while at < len(data):
+    while data[at - 8 : at - 4] != b"IEND":
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data):
+            raise ValueError("it has no end")
         if data[at + 4 : at + 8] != b"eXIf":
             kept.append(data[at:end])
         at = end
@@ -158,7 +162,7 @@ def look(data: bytes, name: str) -> tuple[Picture, bytes]:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
             return _look_at_png(data)
     except (ValueError, struct.error) as error:
-        raise RejectedError(RejectReason.CORRUPT, f"{name}: the picture's header cannot be read ({error})") from error
+        raise RejectedError(RejectReason.CORRUPT, f"{name}: the picture cannot be read: {error}") from error
     problem = f"has {len(data)} bytes" if len(data) < 8 else "is neither JPEG nor PNG"
     raise RejectedError(RejectReason.BAD_FRAMES, f"{name}: {problem}")
 
