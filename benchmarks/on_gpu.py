@@ -107,6 +107,6 @@ def run_stage(
     train_worker(asdict(job), lambda step, metrics: losses.append((step, metrics)))
     if (work / "fatal.txt").exists():
         raise RuntimeError((work / "fatal.txt").read_text())
-    shown = ", ".join(f"step {step}: val nll {metrics['val/nll']:.3f}" for step, metrics in losses)
-    top1 = losses[-1][1]["val/top1"]
-    print(f"{name:<44} {shown}; val top-1 {top1:.3f}, {time.perf_counter() - started:.1f} s", flush=True)
+    metric = all_stages()[stage].metric
+    shown = ", ".join(f"step {step}: {metrics[metric]:.3f}" for step, metrics in losses)
+    print(f"{name:<44} {metric}: {shown}; {time.perf_counter() - started:.1f} s", flush=True)

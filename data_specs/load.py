@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data_specs.box_sources import BoxSource, CocoVideoSource, ImagenetDetSource, ImagenetVidSource
 from data_specs.schema import (
     ClipPolicy,
     CsvSource,
@@ -42,8 +43,13 @@ _MODELS: dict[str, type[BaseModel]] = {
     "kinetics": KineticsSource,
     "ucf101": Ucf101Source,
     "hmdb51": Hmdb51Source,
+    "imagenet_vid": ImagenetVidSource,
+    "imagenet_det": ImagenetDetSource,
+    "coco_video": CocoVideoSource,
 }
 """The model that a step of pydantic's error location leads into."""
+
+_KINDS = tuple(name for name in _MODELS if name not in ("parts", "clip", "shards", "split"))
 
 
 class SpecError(ValueError):
@@ -183,10 +189,12 @@ def _check_parts(spec: DatasetSpec, path: Path) -> None:
         has_splits = True
         if isinstance(source, FolderSource):
             has_splits = source.splits_in_path
-        elif isinstance(source, CsvSource):
+        elif isinstance(source, CsvSource | CocoVideoSource):
             has_splits = source.split is not None
+        if isinstance(source, BoxSource):
+            _check_box_clip(spec.clip, source.kind, path)
         if part.split == "official" and not has_splits:
-            need = "splits_in_path: true" if source.kind == "folder" else "split: <column>"
+            need = {"folder": "splits_in_path: true", "csv": "split: <column>"}.get(source.kind, "split: val")
             raise SpecError(
                 f"{field}.split: 'official', but this {source.kind} source has no splits of its own "
                 f"(source.{need} would say where they are)"
@@ -205,6 +213,28 @@ def _check_parts(spec: DatasetSpec, path: Path) -> None:
                 )
             if rule == "regex":
                 _check_pattern(argument, f"{field}.split.group")
+
+
+def _check_box_clip(clip: ClipPolicy, kind: str, path: Path) -> None:
+    """Check that clips keep the frames that boxes are numbered by."""
+    wrong = clip_against_boxes(clip)
+    if wrong is not None:
+        field, why = wrong
+        raise SpecError(f"{path}: clip.{field}: {why}; boxes of a {kind} source belong to the frames of the source")
+
+
+def clip_against_boxes(clip: ClipPolicy) -> tuple[str, str] | None:
+    """Return the field of a clip policy that would part boxes from their frames, and why; None when all is well."""
+    if clip.representation != "mp4":
+        return "representation", f"must be mp4: {clip.representation} keeps only some of the frames"
+    if clip.fps is not None:
+        return (
+            "fps",
+            f"must be null: at {clip.fps:g} fps frames would be left out or repeated",
+        )
+    if clip.audio != "drop":
+        return "audio", f"must be drop: with {clip.audio!r} frames may be added where the sound begins earlier"
+    return None
 
 
 def _check_pattern(pattern: str, field: str) -> None:
@@ -253,8 +283,7 @@ def _explain(error: ValidationError, data: dict[str, Any]) -> list[str]:
 def _is_branch(step: int | str) -> bool:
     """Tell whether a step of an error's location is pydantic's name of a union member, not a field."""
     return isinstance(step, str) and (
-        step in ("folder", "csv", "kinetics", "ucf101", "hmdb51", "str", "int", "float")
-        or step.startswith(("literal[", "tuple[", "function-"))
+        step in _KINDS or step in ("str", "int", "float") or step.startswith(("literal[", "tuple[", "function-"))
     )
 
 

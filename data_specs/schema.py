@@ -18,7 +18,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from data_specs.box_sources import BoxSource
+from data_specs.strict import Strict as Strict
 
 SHARD_FORMAT = 1
 """Raised when a reader of the previous format could misread a shard."""
@@ -31,12 +34,6 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 
 SPLITS = ("train", "val", "test")
 QUARANTINE_COLUMNS = ("key", "source", "part", "split", "reason", "detail", "command")
-
-
-class Strict(BaseModel):
-    """Frozen model that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RejectReason(StrEnum):
@@ -65,6 +62,10 @@ class RejectReason(StrEnum):
     """Same bytes as another sample of the same data set under another split or label."""
     TIMEOUT = "timeout"
     ENCODE_FAILED = "encode_failed"
+    BAD_FRAMES = "bad_frames"
+    """A folder of frames with a gap in its numbers, or with pictures of different sizes or formats."""
+    BOXES_MISMATCH = "boxes_mismatch"
+    """The annotated boxes are of other pictures: another number of frames, another size, turned or stretched."""
 
 
 # --- data set specification -------------------------------------------------------------------
@@ -112,7 +113,7 @@ class CsvSource(Strict):
     end: str | None = None
     split: str | None = None
     group: str | None = None
-    where: dict[str, str] = {}
+    where: dict[str, str] = Field(default_factory=dict)
     """Keep only rows whose column has this value."""
     ignore: tuple[str, ...] = ()
     """Columns of the file that are known and not used; `("*",)` ignores all others."""
@@ -146,7 +147,9 @@ class Hmdb51Source(Strict):
     split_number: Literal[1, 2, 3] = 1
 
 
-Source = Annotated[FolderSource | CsvSource | KineticsSource | Ucf101Source | Hmdb51Source, Field(discriminator="kind")]
+Source = Annotated[
+    FolderSource | CsvSource | KineticsSource | Ucf101Source | Hmdb51Source | BoxSource, Field(discriminator="kind")
+]
 
 
 class Part(Strict):
@@ -223,7 +226,7 @@ class DatasetSpec(Strict):
     shards: ShardPolicy
     max_reject_share: float = Field(ge=0, le=1)
     """The ingest stops with an error when more than this share of the listed videos is rejected."""
-    expected: dict[str, int] = {}
+    expected: dict[str, int] = Field(default_factory=dict)
     """Official number of samples per split, for the coverage figure."""
     audio_required: bool = False
 
@@ -253,7 +256,9 @@ class ListedVideo(NamedTuple):
     size: int | None
     """Bytes; None when the source does not have the file."""
     checksum: str
-    """sha256 of local files, etag of remote ones; empty when missing."""
+    """sha256 of local files, etag of remote ones, for a folder of frames a sha256 of these; empty when missing."""
+    boxes: str = ""
+    """sha256 of the annotated boxes (`tasks.ops.boxes`); empty where the source has none."""
 
 
 # --- samples and shards -----------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tasks.bar import bar
+from tasks.synth import synth
 
 # Commands import what they need when they run: DVC starts the listing at every `repro`, so it has to start fast.
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: set up, check, look at, retry, make.")
 app.add_typer(data_app, name="data")
+data_app.command()(synth)
 
 Dataset = Annotated[str, typer.Argument(help="Name of the data set.")]
 
@@ -45,7 +47,7 @@ def synthesize(
     if not Settings().progress:
         print(f"{synthesize(out, config)} videos in {out}")
         return
-    with _bar("videos") as step:
+    with bar("videos") as step:
         count = synthesize(out, config, step)
     print(f"{count} videos in {out}")
 
@@ -169,79 +171,6 @@ def _print_proposal(proposal: "Proposal") -> None:
 
 
 @data_app.command()
-def synth(
-    task: Annotated[
-        str, typer.Argument(help="direction, speed, order, flicker, late, static, detail or sound_or_picture.")
-    ],
-    folder: Annotated[Path, typer.Argument(help="Folder that is made; its name becomes that of the data set.")],
-    size: Annotated[int, typer.Option(help="Side of the square frames, pixels.")] = 64,
-    frames: Annotated[
-        int | None, typer.Option(help="Frames per video; default: 32. Not of sound_or_picture, which has segments.")
-    ] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames per second; default: 8, of sound_or_picture 6.")] = None,
-    train: Annotated[int, typer.Option(help="Videos for training.")] = 800,
-    val: Annotated[int, typer.Option(help="Videos for validation.")] = 160,
-    test: Annotated[int, typer.Option(help="Videos for the test.")] = 320,
-    seed: Annotated[int, typer.Option(help="Another seed, other videos.")] = 0,
-    noise: Annotated[float, typer.Option(help="Standard deviation of the camera noise, grey levels.")] = 4.0,
-    min_gap: Annotated[int | None, typer.Option(help="Task order: least frames between the flashes.")] = None,
-    segments: Annotated[int | None, typer.Option(help="sound_or_picture: segments per video; default: 5.")] = None,
-    segment_frames: Annotated[
-        int | None, typer.Option(help="sound_or_picture: frames per segment, 1.28 s at least; default: 8.")
-    ] = None,
-    informative: Annotated[
-        float | None,
-        typer.Option(help="sound_or_picture: probability that a segment's picture or sound tells; default: 0.4."),
-    ] = None,
-    distractors: Annotated[
-        float | None, typer.Option(help="sound_or_picture: probability that a segment misleads; default: 0.3.")
-    ] = None,
-    silent: Annotated[
-        float | None,
-        typer.Option(help="sound_or_picture: share of videos without sound stream, up to 2/3; default: 0."),
-    ] = None,
-    force: Annotated[bool, typer.Option(help="Replace a folder that this command made.")] = False,
-) -> None:
-    """Make the videos of a controlled task: the class depends on one thing, and everything else is matched."""
-    from infra.settings import Settings
-    from tasks.ops.controlled import checked_config
-    from tasks.ops.controlled_files import write_task
-
-    given = {
-        "num_frames": frames,
-        "fps": fps,
-        "min_gap": min_gap,
-        "segments": segments,
-        "segment_frames": segment_frames,
-        "informative": informative,
-        "distractors": distractors,
-        "silent": silent,
-    }
-    config = checked_config(
-        {
-            "task": task,
-            "seed": seed,
-            "num_train": train,
-            "num_val": val,
-            "num_test": test,
-            "size": size,
-            "noise": noise,
-            **{name: value for name, value in given.items() if value is not None},
-        }
-    )
-    if Settings().progress:
-        with _bar("videos") as step:
-            count = write_task(folder, config, force, step)
-    else:
-        count = write_task(folder, config, force)
-    print(f"{count} videos of {len(config.classes)} classes in {folder}")
-    print(f"the class can be told from: {config.needs}")
-    if config.mirrored:
-        print("a mirrored video belongs to another class: train with `flip: false`")
-    print(f"\nNext:\n  fovea data init {folder}")
-
-
-@data_app.command()
 def check(
     dataset: Dataset,
     sample: Annotated[int, typer.Option(help="How many sources and stored clips to decode.")] = 24,
@@ -305,19 +234,8 @@ def _make_page(dataset: str, settings: "Settings", sizes: "SizeEstimate | None" 
     spec = load_spec(dataset)
     if not settings.progress:
         return write_page(spec, settings, sizes=sizes)
-    with _bar("looking at videos") as step:
+    with bar("looking at videos") as step:
         return write_page(spec, settings, step, sizes)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Draw a progress bar on stderr; gives the function of (done, total) that moves it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def main() -> None:

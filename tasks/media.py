@@ -18,10 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from infra.settings import Settings
 from tasks.fanout import Failure, fan_out
-from tasks.ops.listing import part_root
 from tasks.ops.plan import IngestPlan
 from tasks.ops.quarantine import QuarantineRow, check_share, count_reasons, write_quarantine
-from tasks.ops.sample import SampleContext
+from tasks.ops.sample import context_of
 from tasks.ops.shards import ShardJob, StoredShard, progress_path, read_stored, write_shard
 
 log = logging.getLogger(__name__)
@@ -49,17 +48,8 @@ def make_jobs(plan: IngestPlan, settings: Settings) -> list[ShardJob]:
     settings = settings.model_copy(update={"root": settings.root.absolute()})  # workers may start in another folder
     store = store_folder(settings)
     temporary = settings.work / "tmp" / f"shards@{plan.spec.name}"
-    contexts = {
-        part.name: SampleContext(
-            dataset=plan.spec.name,
-            root=part_root(part, settings),
-            policy=plan.spec.clip,
-            encoder=plan.encoder,
-            audio_required=plan.spec.audio_required,
-            settings=settings,
-        )
-        for part in plan.spec.parts
-    }
+    spec = plan.spec
+    contexts = {part.name: context_of(spec, part, plan.encoder, settings, plan.classes) for part in spec.parts}
     return [
         ShardJob(plan=shard, context=contexts[shard.part], store=store, temporary=temporary)
         for shard in plan.shards

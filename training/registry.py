@@ -12,6 +12,7 @@ FAMILIES: dict[str, str] = {
     "resnet_rs": "training.resnet_rs",
     "movinet": "training.movinet",
     "adamml": "training.adamml",
+    "lsts": "training.lsts",
 }
 """Family → package. A family's package exports `STAGES` (tuple of Stage), `MODELS` (name → function
 `(overrides: dict[str, str]) -> CostRow`, built on the meta device) and may export `app`, a typer app."""

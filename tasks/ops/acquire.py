@@ -191,29 +191,32 @@ def fetch(
     if not is_remote(location):
         path = local_path(location)
         if not path.is_file():
-            raise _changed(location, "it is gone")
+            raise changed(location, "it is gone")
         if path.stat().st_size != size:
-            raise _changed(location, f"it has {path.stat().st_size} bytes, listed are {size}")
+            raise changed(location, f"it has {path.stat().st_size} bytes, listed are {size}")
         sha256 = sha256_of(path)
         if checksum and sha256 != checksum:
-            raise _changed(location, f"its sha256 is {sha256[:12]}…, listed is {checksum[:12]}…")
+            raise changed(location, f"its sha256 is {sha256[:12]}…, listed is {checksum[:12]}…")
         yield Fetched(path, sha256)
         return
     target = folder / f"source{Path(location).suffix}"
     try:
-        yield Fetched(target, _download(location, target, size, checksum, endpoint_url, backoff_s))
+        yield Fetched(target, download(location, target, size, checksum, endpoint_url, backoff_s))
     finally:
         target.unlink(missing_ok=True)
 
 
-def _changed(location: str, how: str) -> SourceChangedError:
+def changed(location: str, how: str) -> SourceChangedError:
+    """Return the error for a source that is not what was listed."""
     return SourceChangedError(
         f"{location} changed after it was listed: {how}; list the sources again (`dvc repro manifest@<dataset>`)"
     )
 
 
-def _download(location: str, target: Path, size: int, checksum: str, endpoint_url: str | None, backoff_s: float) -> str:
-    """Download one object into `target` and return its sha256."""
+def download(
+    location: str, target: Path, size: int, checksum: str, endpoint_url: str | None = None, backoff_s: float = 0.5
+) -> str:
+    """Download one object into `target` and return its sha256; errors are those of `fetch`."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, key = _split_s3(location)
@@ -238,11 +241,11 @@ def _download(location: str, target: Path, size: int, checksum: str, endpoint_ur
             except ClientError as error:
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
                 if status == 404:
-                    raise _changed(location, "it is gone") from error
+                    raise changed(location, "it is gone") from error
                 if status == 412:
-                    raise _changed(location, f"its etag is not {checksum}") from error
+                    raise changed(location, f"its etag is not {checksum}") from error
                 if status == 416:  # the object is shorter than what was already read
-                    raise _changed(location, f"it has not the listed {size} bytes") from error
+                    raise changed(location, f"it has not the listed {size} bytes") from error
                 if status is not None and 400 <= status < 500 and status not in (408, 429):
                     raise SourceUnavailableError(f"{location} cannot be read: {error}") from error
                 last = error
@@ -251,5 +254,5 @@ def _download(location: str, target: Path, size: int, checksum: str, endpoint_ur
         else:
             raise SourceUnavailableError(f"{location} cannot be read after {ATTEMPTS} tries: {last}") from last
     if done != size:
-        raise _changed(location, f"it has {done} bytes, listed are {size}")
+        raise changed(location, f"it has {done} bytes, listed are {size}")
     return sha256.hexdigest()

@@ -49,6 +49,8 @@ class Cut:
     height: int
     rate: Fraction
     """Frames per second of the stored clip."""
+    each_frame: bool = False
+    """Every decoded frame becomes one of the clip, whatever the time stamps say: boxes are numbered by frames."""
 
     @property
     def expected_frames(self) -> int:
@@ -131,6 +133,8 @@ def source_streams(path: Path, info: VideoInfo, cut: Cut, keep_sync: bool) -> tu
     if cut.start_s is not None:
         picture = picture.filter("setpts", "PTS-STARTPTS").filter("fps", fps=rate)
         return source, picture.filter("trim", end_frame=cut.expected_frames)
+    if cut.each_frame:
+        return source, picture.filter("setpts", f"N/({rate})/TB").filter("fps", fps=rate)
     if keep_sync:
         return source, picture.filter("fps", fps=rate, start_time=0)
     return source, picture.filter("setpts", "PTS-STARTPTS").filter("fps", fps=rate)

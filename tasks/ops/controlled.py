@@ -22,7 +22,8 @@ half of the flashes are not seen. Steps are that large and flashes that short on
 The frame is a torus for the moving sprite: it leaves on one side and comes back on the other. Without that, border
 contacts would tell directions and speeds.
 
-An eighth task, `sound_or_picture`, has sound and settings of its own: `tasks.ops.sound_or_picture`.
+Two tasks have settings of their own: `sound_or_picture` (`tasks.ops.sound_or_picture`), in which sound, picture or
+either tells the class, and `moving_sprites` (`tasks.ops.moving_sprites`), in which objects have to be found.
 """
 
 import math
@@ -33,7 +34,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from data_specs.load import did_you_mean
 from data_specs.schema import Strict
-from tasks.ops import sound_or_picture
+from tasks.ops import moving_sprites, sound_or_picture
+from tasks.ops.moving_sprites import MovingSpritesConfig
 from tasks.ops.sound_or_picture import SoundOrPictureConfig
 
 Task = Literal["direction", "speed", "order", "flicker", "late", "static", "detail"]
@@ -187,20 +189,26 @@ def class_names(task: Task) -> tuple[str, ...]:
     }[task]
 
 
-def checked_config(values: Mapping[str, object]) -> ControlledConfig | SoundOrPictureConfig:
+def checked_config(values: Mapping[str, object]) -> ControlledConfig | SoundOrPictureConfig | MovingSpritesConfig:
     """Return the configuration, or say in plain words what is wrong with it.
 
     Raises:
         ValueError: unknown task or field, value out of bounds, or values that do not fit the task.
     """
-    task, known = values.get("task"), (*TASKS, sound_or_picture.TASK)
-    if task not in known:
-        raise ValueError(f"no task {task!r}{did_you_mean(str(task), known)} (known: {', '.join(known)})")
-    models: list[type[ControlledConfig] | type[SoundOrPictureConfig]] = [ControlledConfig, SoundOrPictureConfig]
-    model, other = reversed(models) if task == sound_or_picture.TASK else models
-    foreign = [name for name in values if name in other.model_fields and name not in model.model_fields]
+    models: dict[str, type[ControlledConfig | SoundOrPictureConfig | MovingSpritesConfig]] = {
+        **dict.fromkeys(TASKS, ControlledConfig),
+        sound_or_picture.TASK: SoundOrPictureConfig,
+        moving_sprites.TASK: MovingSpritesConfig,
+    }
+    task = str(values.get("task"))
+    if task not in models:
+        raise ValueError(f"no task {task!r}{did_you_mean(task, models)} (known: {', '.join(models)})")
+    model = models[task]
+    fields = set[str]().union(*(other.model_fields for other in models.values()))
+    foreign = [name for name in values if name in fields and name not in model.model_fields]
     if foreign:
-        own = ", ".join(name for name in model.model_fields if name not in other.model_fields)
+        shared = set(fields).intersection(*(other.model_fields for other in models.values()))
+        own = ", ".join(name for name in model.model_fields if name not in shared)
         raise ValueError(f"{', '.join(foreign)}: no setting of task {task!r}, which has {own}")
     try:
         return model.model_validate(values)

@@ -5,6 +5,8 @@
                                        of the sprite, or which segments show the class (strings of 0 and 1: read them
                                        as text)
 <out>/task.json                        the configuration that made them
+
+`moving_sprites` has files of its own beside these: `tasks.ops.moving_sprites_files`.
 """
 
 import csv
@@ -13,21 +15,28 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import imageio_ffmpeg
 
 from data_specs.schema import SPLITS
 from tasks.ops.controlled import ControlledConfig
 from tasks.ops.controlled_render import Fact, render
+from tasks.ops.moving_sprites import MovingSpritesConfig
 from tasks.ops.sound_or_picture import SAMPLE_RATE, SoundOrPictureConfig
 from tasks.ops.sound_or_picture_render import Sound, render_sounding
 from tasks.ops.synthetic import Frames, encode_frames
 
 TASK_FILE = "task.json"
 TRUTH_FILE = "truth.csv"
+
+AnyConfig = ControlledConfig | SoundOrPictureConfig | MovingSpritesConfig
+T = TypeVar("T")
 
 
 def write_task(
@@ -50,20 +59,8 @@ def write_task(
     Raises:
         FileExistsError: `out` exists, and `force` was not given or it is something else.
     """
-    out = out.resolve()
-    if out.exists():
-        if not force:
-            raise FileExistsError(f"{out} exists; give another folder, or --force to replace it")
-        if not (out / TASK_FILE).is_file():
-            raise FileExistsError(f"{out} has no {TASK_FILE}, so it is no controlled task and is not replaced")
-    counts = dict(zip(SPLITS, (config.num_train, config.num_val, config.num_test), strict=True))
-    jobs = [(split, number) for split, count in counts.items() for number in range(count)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
-    temporary.chmod(0o755)
 
-    def one(job: tuple[str, int]) -> dict[str, Fact]:
-        split, number = job
+    def one(folder: Path, split: str, number: int) -> dict[str, Fact]:
         sound = None
         if isinstance(config, SoundOrPictureConfig):
             frames, sound, label, facts = render_sounding(config, split, number)
@@ -71,26 +68,32 @@ def write_task(
             frames, label, facts = render(config, split, number)
         path = f"{split}/{config.classes[label]}/{number:05d}.mp4"
         if sound is None:
-            encode_frames(frames, temporary / path, config.fps)
+            encode_frames(frames, folder / path, config.fps)
         else:
-            encode_sounding(frames, sound, temporary / path, config.fps)
+            encode_sounding(frames, sound, folder / path, config.fps)
         return {"path": path, "class": config.classes[label], **facts}
 
+    with task_folder(out, config, force) as folder:
+        return write_truth(folder, each_video(partial(one, folder), config, progress))
+
+
+@contextmanager
+def task_folder(out: Path, config: AnyConfig, force: bool) -> Iterator[Path]:
+    """Give a folder to fill, with `task.json` in it; at the end it takes its place as a whole.
+
+    Raises:
+        FileExistsError: `out` exists, and `force` was not given or it is something else.
+    """
+    out = out.resolve()
+    if out.exists():
+        if not force:
+            raise FileExistsError(f"{out} exists; give another folder, or --force to replace it")
+        if not (out / TASK_FILE).is_file():
+            raise FileExistsError(f"{out} has no {TASK_FILE}, so it is no controlled task and is not replaced")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+    temporary.chmod(0o755)
     try:
-        rows = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                for done, row in enumerate(pool.map(one, jobs), start=1):
-                    rows.append(row)
-                    if progress is not None:
-                        progress(done, len(jobs))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        with (temporary / TRUTH_FILE).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
         about = {
             "config": config.model_dump(mode="json"),
             "classes": config.classes,
@@ -99,10 +102,43 @@ def write_task(
             "truth": TRUTH_FILE,
         }
         (temporary / TASK_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        yield temporary
         _put(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return len(jobs)
+
+
+def each_video(
+    make: Callable[[str, int], T], config: AnyConfig, progress: Callable[[int, int], None] | None
+) -> Iterator[T]:
+    """Make all videos of a task, several at a time, and give what is known about each, in order.
+
+    Args:
+        make: Called with split and number.
+        config: Of the task.
+        progress: Called with (done, total) after each video.
+    """
+    counts = dict(zip(SPLITS, (config.num_train, config.num_val, config.num_test), strict=True))
+    jobs = [(split, number) for split, count in counts.items() for number in range(count)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for done, made in enumerate(pool.map(lambda job: make(*job), jobs), start=1):
+                yield made
+                if progress is not None:
+                    progress(done, len(jobs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def write_truth(folder: Path, rows: Iterable[Mapping[str, Fact]]) -> int:
+    """Write `truth.csv`, a row per video; returns how many there were."""
+    known = list(rows)
+    with (folder / TRUTH_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(known[0]))
+        writer.writeheader()
+        writer.writerows(known)
+    return len(known)
 
 
 def encode_sounding(frames_THWC: Frames, sound_N: Sound, path: Path, fps: int) -> None:

@@ -8,25 +8,26 @@ is one. This module starts fast on purpose: no media library, no orchestrator.
 import csv
 import hashlib
 import io
-import json
 import logging
 import os
 import re
 import sys
-import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_specs.files import sha256_of
+from data_specs.box_sources import BoxSource, nominal_rate
 from data_specs.load import class_names
 from data_specs.schema import KEY_PATTERN, SPLITS, DatasetSpec, ListedVideo, Part, SplitPolicy
 from infra.settings import Settings
 from tasks.ops import acquire
+from tasks.ops.atomic import write_atomically as write_atomically
+from tasks.ops.boxes import Annotation
+from tasks.ops.checksums import Checksums
 from tasks.ops.readers import group_by_rule, read_items
 from tasks.ops.readers_base import RawItem, ReadContext, ReaderError, walk_files
+from tasks.ops.readers_boxes import open_boxes
 from tasks.ops.splits import SplitReport, assign_splits, report_splits
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,8 @@ _SLUG_LENGTH = 40
 _HASH_LENGTH = 12
 _NOT_IN_KEY = re.compile(r"[^a-z0-9]+")
 
-_BYTES_WITHOUT_BAR = 500_000_000
-_Todo = tuple[str, str, int, int]
-"""Path below the root, full path, size, time of change (ns)."""
+_COLUMNS = ListedVideo._fields
+assert _COLUMNS[-1] == "boxes"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def build_listing(spec: DatasetSpec, settings: Settings) -> Listing:
     notes: list[str] = []
     decided: dict[str, str] = {}
     first_of_root: dict[str, str] = {}
-    with _Checksums(spec.name, settings) as checksums:
+    with Checksums(spec.name, settings) as checksums:
         for part in spec.parts:
             root = part_root(part, settings)
             # Groups named by file belong to their folder: the same name under another root is another video.
@@ -99,7 +99,7 @@ def build_listing(spec: DatasetSpec, settings: Settings) -> Listing:
             notes += left_out
             splits = _split_part(part, items, groups, decided)
             decided.update((g, s) for g, s in zip(groups, splits, strict=True) if g not in decided)
-            sizes = checksums.of_items(items, root, remote)
+            sizes = checksums.of_items(items, root, remote, nominal_rate(part.source) is not None)
             found = [
                 ListedVideo(
                     part.name,
@@ -112,6 +112,7 @@ def build_listing(spec: DatasetSpec, settings: Settings) -> Listing:
                     item.end_s,
                     size,
                     checksum,
+                    item.boxes,
                 )
                 for item, group, split, (size, checksum) in zip(items, groups, splits, sizes, strict=True)
             ]
@@ -120,6 +121,9 @@ def build_listing(spec: DatasetSpec, settings: Settings) -> Listing:
                 warnings.append(f"part {part.name}: {missing} of {len(found)} listed videos are not in {root}")
             found.sort(key=lambda row: row.key)
             rows += found
+        if checksums.ignored:
+            left = ", ".join(f"{count} × {name}" for name, count in sorted(checksums.ignored.items()))
+            notes.append(f"{checksums.ignored.total()} files beside pictures of frame folders left out ({left})")
     _check_unique(rows)
     report = report_splits(
         [r.group for r in rows], [r.label for r in rows], [r.split for r in rows], sorted(_wanted_splits(spec, rows))
@@ -151,6 +155,9 @@ def _read_part(
         settings.root,
         class_names(spec),
         list_folder,
+        root=root,
+        part=part.name,
+        cache=settings.work / f"annotations-{spec.name}-{part.name}.jsonl",
         group_column=rule.removeprefix("column:") if rule.startswith("column:") else None,
     )
     items: list[RawItem] = []
@@ -167,11 +174,33 @@ def _read_part(
         seen[identity] = where
         if not _is_text(item.path):
             raise ReaderError(f"{where}: the name {item.path!r} is not valid UTF-8; rename the file")
-        if not item.label and (item.split or part.split) != "test":
+        if not item.label and not item.boxes and (item.split or part.split) != "test":
             raise ReaderError(f"{where}: {item.path!r} has no class; only videos of split test may have none")
         items.append(item)
         groups.append(group_by_rule(rule, item) or prefix + item.path)
     return items, groups, [f"part {part.name}: {note}" for note in context.notes]
+
+
+def listed_annotation(
+    source: BoxSource, root: str, project: Path, classes: tuple[str, ...], path: str
+) -> Annotation | None:
+    """Read the boxes of one video as the listing reads them.
+
+    Args:
+        source: Of the part.
+        root: Root of the part.
+        project: Project root.
+        classes: Class names in index order.
+        path: The video, as listed.
+
+    Returns:
+        The annotation, None when the video does not belong to the data set any more.
+
+    Raises:
+        ReaderError: it cannot be read.
+    """
+    annotation, _ = open_boxes(source, root, project.absolute(), classes).read(path)
+    return annotation
 
 
 def _is_text(name: str) -> bool:
@@ -186,7 +215,10 @@ def _is_text(name: str) -> bool:
 def _split_part(part: Part, items: list[RawItem], groups: list[str], decided: dict[str, str]) -> list[str]:
     """Return the split of each item of one part."""
     if part.split == "official":
-        # The schema of each source makes sure that there is one.
+        # The schema of each source makes sure that there is one; only ImageNet's folders may have another name.
+        foreign = next((item.path for item in items if item.split is None), None)
+        if foreign is not None:
+            raise ReaderError(f"part {part.name}: {foreign!r} does not lie below train, val or test; say its split")
         return [item.split or "" for item in items]
     if isinstance(part.split, SplitPolicy):
         assigned = assign_splits(groups, [item.label for item in items], part.split, decided)
@@ -206,113 +238,6 @@ def _check_unique(rows: list[ListedVideo]) -> None:
 def _list_remote(url: str, settings: Settings) -> dict[str, tuple[int, str]]:
     """Return path below a URL → (size, etag)."""
     return {f.path: (f.size, f.checksum) for f in acquire.list_files(url, endpoint_url=settings.s3_endpoint_url)}
-
-
-class _Checksums:
-    """Sizes and checksums, kept between listings by path, size and time of change.
-
-    New ones are appended as they come, so a killed listing does not hash again what it had hashed; the file is
-    rewritten at the end only when entries went out of date.
-    """
-
-    def __init__(self, dataset: str, settings: Settings) -> None:
-        self._path = settings.work / f"checksums-{dataset}.jsonl"
-        self._settings = settings
-        self._known: dict[str, tuple[int, int, str]] = {}
-        self._used: set[str] = set()
-        self._lines = 0
-
-    def __enter__(self) -> "_Checksums":
-        if self._path.exists():
-            with self._path.open(encoding="utf-8") as file:
-                for line in file:
-                    self._lines += 1
-                    try:
-                        path, size, changed, checksum = json.loads(line)
-                        self._known[path] = (int(size), int(changed), str(checksum))
-                    except (ValueError, TypeError):
-                        continue  # the torn last line of a killed run
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if sys.exc_info()[0] is None and self._lines > len(self._used) + 100:
-            text = "".join(json.dumps([path, *self._known[path]]) + "\n" for path in sorted(self._used))
-            write_atomically(self._path, text.encode())
-
-    def of_items(
-        self, items: list[RawItem], root: str, remote: dict[str, tuple[int, str]] | None
-    ) -> list[tuple[int | None, str]]:
-        """Return (size in bytes, checksum) of each item; (None, "") where the source has no such file."""
-        result: dict[str, tuple[int | None, str]] = {}
-        todo: list[_Todo] = []
-        urls: list[str] = []
-        for path in dict.fromkeys(item.path for item in items):
-            if "://" in path:
-                urls.append(path)
-            elif remote is not None:
-                result[path] = remote.get(path, (None, ""))
-            else:
-                full = f"{root}/{path}"
-                try:
-                    stat = os.stat(full)
-                except (FileNotFoundError, NotADirectoryError):
-                    result[path] = (None, "")
-                    continue
-                known = self._known.get(full)
-                self._used.add(full)
-                if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
-                    result[path] = (stat.st_size, known[2])
-                else:
-                    todo.append((path, full, stat.st_size, stat.st_mtime_ns))
-        if todo:
-            result.update(self._hash(todo))
-        if urls:
-            with ThreadPoolExecutor(16) as pool:
-                stats = pool.map(lambda url: acquire.stat(url, self._settings.s3_endpoint_url), urls)
-                result.update((url, found or (None, "")) for url, found in zip(urls, stats, strict=True))
-        return [result[item.path] for item in items]
-
-    def _hash(self, todo: list[_Todo]) -> Iterator[tuple[str, tuple[int, str]]]:
-        """Hash files in threads and note each result at once."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-            if self._lines:
-                file.write("\n")  # a torn last line must not take the next entry with it
-            checksums = pool.map(sha256_of, (Path(entry[1]) for entry in todo))
-            for (path, full, size, changed), checksum in zip(_progress(todo, self._settings), checksums, strict=True):
-                stat = os.stat(full)
-                if (stat.st_size, stat.st_mtime_ns) != (size, changed):
-                    raise ReaderError(f"{full} changed while it was being read; list again when it is complete")
-                file.write(json.dumps([full, size, changed, checksum]) + "\n")
-                self._known[full] = (size, changed, checksum)
-                self._lines += 1
-                yield path, (size, checksum)
-
-
-def _progress(todo: Sequence[_Todo], settings: Settings) -> Iterable[_Todo]:
-    """Draw a progress bar (to stderr) where that many bytes have to be read that it takes a while."""
-    if not settings.progress or sum(entry[2] for entry in todo) < _BYTES_WITHOUT_BAR:
-        return todo
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(todo, description="checksums", console=Console(stderr=True))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or not there; the folder is made when missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def manifest_path(dataset: str, settings: Settings) -> Path:
@@ -342,10 +267,13 @@ def manifest_bytes(rows: Iterable[ListedVideo]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(ListedVideo._fields)
+    rows = list(rows)
+    # The last column is only there where some video has boxes: other manifests stay what they were.
+    width = len(_COLUMNS) if any(row.boxes for row in rows) else len(_COLUMNS) - 1
+    writer.writerow(_COLUMNS[:width])
     for row in rows:
         # A lone carriage return ends a row for the reader, but the writer does not quote it by itself.
-        (quoting if "\r" in row.path or "\r" in row.group or "\r" in row.label else writer).writerow(row)
+        (quoting if "\r" in row.path or "\r" in row.group or "\r" in row.label else writer).writerow(row[:width])
     return text.getvalue().encode("utf-8")
 
 
@@ -365,11 +293,13 @@ def read_manifest(path: Path) -> list[ListedVideo]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, ()))
-        if header != ListedVideo._fields:
-            raise ValueError(f"{path}:1: columns are {header}, must be {ListedVideo._fields}; write the manifest again")
+        if header not in (_COLUMNS, _COLUMNS[:-1]):
+            raise ValueError(f"{path}:1: columns are {header}, must be {_COLUMNS}; write the manifest again")
         for row in reader:
             try:
-                part, key, name, label, split, group, start, end, size, checksum = row
+                if len(row) != len(header):
+                    raise ValueError(f"{len(row)} cells, the header has {len(header)} columns")
+                part, key, name, label, split, group, start, end, size, checksum, *boxes = row
                 item = ListedVideo(
                     intern(part),
                     key,
@@ -381,6 +311,7 @@ def read_manifest(path: Path) -> list[ListedVideo]:
                     float(end) if end else None,
                     int(size) if size else None,
                     checksum,
+                    boxes[0] if boxes else "",
                 )
             except ValueError as error:
                 raise ValueError(f"{path}:{reader.line_num}: {error}; write the manifest again") from error

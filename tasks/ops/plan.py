@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from data_specs.load import clip_against_boxes
 from data_specs.schema import KEY_PATTERN, SHARD_FORMAT, SPLITS, DatasetSpec, Encoder, ListedVideo
 
 _HELD_OUT_FIRST = {"test": 0, "val": 1, "train": 2}
@@ -130,7 +131,7 @@ def find_duplicates(videos: Sequence[ListedVideo], part_order: dict[str, int]) -
             for other in kept:
                 same_span = (video.start_s, video.end_s) == (other.start_s, other.end_s)
                 leak = video.split != other.split and _overlap(video, other)
-                if leak or (same_span and video.label != other.label):
+                if leak or (same_span and (video.label, video.boxes) != (other.label, other.boxes)):
                     duplicates[position] = other.key
                     break
             else:
@@ -152,6 +153,21 @@ def _check(videos: Iterable[ListedVideo], parts: dict[str, int], dataset: str) -
         if video.split not in SPLITS:
             raise PlanError(f"sample {video.key!r}: split {video.split!r} is none of {', '.join(SPLITS)}")
         keys.add(video.key)
+
+
+def _check_boxes(spec: DatasetSpec, videos: Iterable[ListedVideo]) -> None:
+    """Check that clips with boxes keep the frames that the boxes are numbered by."""
+    with_boxes = next((video for video in videos if video.boxes), None)
+    if with_boxes is None:
+        return
+    wrong = clip_against_boxes(spec.clip)
+    if wrong is not None:
+        raise PlanError(f"sample {with_boxes.key!r} has boxes, so clip.{wrong[0]} of data set {spec.name!r} {wrong[1]}")
+    cut = next((v for v in videos if v.boxes and (v.start_s is not None or v.end_s is not None)), None)
+    if cut is not None:
+        raise PlanError(
+            f"sample {cut.key!r} has boxes and a start or end: boxes are numbered by the frames of the whole video"
+        )
 
 
 def _order(seed: int, key: str) -> bytes:
@@ -177,6 +193,7 @@ def plan_shards(
     if not videos:
         raise PlanError(f"data set {spec.name!r}: its sources list no videos; look at the roots of its parts")
     _check(videos, parts, spec.name)
+    _check_boxes(spec, videos)
     index = {name: number for number, name in enumerate(classes)}
     duplicates = find_duplicates(videos, parts)
     groups: dict[tuple[str, str], list[int]] = {}
@@ -212,5 +229,8 @@ def plan_shards(
 def _digest(common: dict[str, object], name: str, planned: tuple[PlannedVideo, ...]) -> str:
     """Return the plan digest of one shard."""
     head = json.dumps(common | {"name": name}, sort_keys=True, separators=(",", ":"))
-    rows = json.dumps(planned, separators=(",", ":"))  # named tuples become lists in the order of their fields
+    # Named tuples become lists in the order of their fields. `boxes` comes last and only where there are some: shards
+    # that were made before rows had the field keep their digests.
+    plain = [(p.video if p.video.boxes else p.video[:-1], p.label, p.duplicate_of) for p in planned]
+    rows = json.dumps(plain, separators=(",", ":"))
     return hashlib.sha256(f"{head}\n{rows}".encode()).hexdigest()

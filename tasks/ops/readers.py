@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from data_specs.schema import FolderSource, Part
 from tasks.ops.readers_base import RawItem, ReadContext, ReaderError, known_split
+from tasks.ops.readers_boxes import read_boxed
 from tasks.ops.readers_csv import read_csv, read_kinetics
 from tasks.ops.readers_lists import read_hmdb51, read_ucf101
 
@@ -65,6 +66,8 @@ def read_items(part: Part, context: ReadContext) -> Iterator[RawItem]:
             return read_ucf101(source, context)
         case "hmdb51":
             return read_hmdb51(source, context)
+        case _:
+            return read_boxed(source, context)
 
 
 def group_by_rule(rule: str, item: RawItem) -> str | None:

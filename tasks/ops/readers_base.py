@@ -39,6 +39,18 @@ class RawItem(NamedTuple):
     end_s: float | None
     line: int
     """Line of `ReadContext.origin` that lists it (1 = first); 0 when nothing but the folder does."""
+    boxes: str = ""
+    """sha256 of its annotated boxes; empty where the source has none."""
+
+
+class AnnotatedVideo(NamedTuple):
+    """A video of a source with boxes."""
+
+    path: str
+    """Folder, image or video file, relative to the part's root."""
+    split: str | None
+    line: int
+    """As of `RawItem`."""
 
 
 @dataclass
@@ -56,6 +68,12 @@ class ReadContext:
     """Set by the reader: the file that `RawItem.line` counts in."""
     notes: list[str] = field(default_factory=list)
     """Set by the reader: what was left out, and why."""
+    root: str = ""
+    """The part's root: absolute folder, or URL."""
+    part: str = ""
+    """Name of the part."""
+    cache: Path | None = None
+    """File in which what was read of annotations is kept between listings."""
 
     def __post_init__(self) -> None:
         self._known = set(self.classes)
@@ -80,11 +98,27 @@ class ReadContext:
         Raises:
             ReaderError: it does not.
         """
-        path = Path(name) if os.path.isabs(name) else self.project / name
-        if not path.exists():
-            near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-            raise ReaderError(f"{path} does not exist{near}")
-        return path
+        return existing(name, self.project)
+
+
+def existing(name: str, project: Path) -> Path:
+    """Return a list or annotation file (or folder) by its name in a specification; it must exist.
+
+    Raises:
+        ReaderError: it does not.
+    """
+    path = Path(name) if os.path.isabs(name) else project / name
+    if not path.exists():
+        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise ReaderError(f"{path} does not exist{near}")
+    return path
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Give the numbered lines of a list, without line ends and blank lines."""
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def known_split(name: str, where: str) -> str:

@@ -6,23 +6,16 @@ from pathlib import Path
 
 from data_specs.load import did_you_mean
 from data_specs.schema import Hmdb51Source, Ucf101Source
-from tasks.ops.readers_base import RawItem, ReadContext, ReaderError
+from tasks.ops.readers_base import RawItem, ReadContext, ReaderError, lines_of
 
 _UCF_GROUP = re.compile(r"^(v_.+_g\d+)_c\d+\.")
 _HMDB_USE = {"1": "train", "2": "test", "0": None}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Give the numbered lines of a list, without line ends and blank lines."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()
-
-
 def _read_class_index(path: Path, context: ReadContext) -> dict[str, str]:
     """Read classInd.txt: number (from 1), class name. Returns number → name."""
     names: dict[str, str] = {}
-    for line, text in _lines(path):
+    for line, text in lines_of(path):
         number, _, name = text.partition(" ")
         if not number.isdigit() or int(number) != len(names) + 1 or not name:
             raise ReaderError(f"{path}:{line}: {text!r} is not `{len(names) + 1} <class>` (numbers count from 1)")
@@ -40,7 +33,7 @@ def read_ucf101(source: Ucf101Source, context: ReadContext) -> Iterator[RawItem]
     for split in ("train", "test"):
         path = context.file(str(folder / f"{split}list{source.split_number:02d}.txt"))
         context.origin = str(path)
-        for line, text in _lines(path):
+        for line, text in lines_of(path):
             where = f"{path}:{line}"
             video, _, number = text.rpartition(" ") if split == "train" else (text, "", "")
             label, slash, name = video.partition("/")
@@ -72,7 +65,7 @@ def read_hmdb51(source: Hmdb51Source, context: ReadContext) -> Iterator[RawItem]
     for path in files:
         context.origin = str(path)
         label = context.check_label(path.name.removesuffix(ending), str(path))
-        for line, text in _lines(path):
+        for line, text in lines_of(path):
             where = f"{path}:{line}"
             video, _, use = text.rpartition(" ")
             video = video.strip()

@@ -9,15 +9,22 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_specs.schema import ClipPolicy, ClipRecord, Encoder, RejectReason
+from data_specs.box_sources import BoxSource, ImagenetVidSource, nominal_rate
+from data_specs.boxes import BOXES_MEMBER
+from data_specs.schema import ClipPolicy, ClipRecord, DatasetSpec, Encoder, Part, RejectReason
 from infra.settings import Settings
-from tasks.ops.acquire import fetch, is_remote, join
+from tasks.ops.acquire import Fetched, changed, fetch, is_remote, join
+from tasks.ops.boxes import Annotation, check_picture, member_bytes, stored_boxes
 from tasks.ops.clips import Clip, encode_mp4, plan_cut
 from tasks.ops.encoder import encoder_of, ffmpeg_path
+from tasks.ops.frames import fetch_frames
 from tasks.ops.jpegs import encode_jpgs
+from tasks.ops.listing import listed_annotation, part_root
 from tasks.ops.plan import PlannedVideo
 from tasks.ops.probe import Reject, RejectedError, probe
 from tasks.ops.quarantine import QuarantineRow
@@ -42,6 +49,10 @@ class SampleContext:
     settings: Settings
     isolate: bool = False
     """Probe in a process of its own: for shards whose worker died, perhaps of a file that crashes the decoder."""
+    source: BoxSource | None = None
+    """Source of the part, where its videos have boxes."""
+    classes: tuple[str, ...] = ()
+    """Class names in index order, which boxes refer to."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,31 @@ class Sample:
     record: ClipRecord
     members: dict[str, bytes]
     """Extension → content, without the record itself."""
+
+
+def context_of(
+    spec: DatasetSpec, part: Part, encoder: Encoder, settings: Settings, classes: tuple[str, ...]
+) -> SampleContext:
+    """Return what the samples of a part have in common.
+
+    Args:
+        spec: Data set.
+        part: One of its parts.
+        encoder: Program that the shards were planned for.
+        settings: Roots.
+        classes: Class names in index order.
+    """
+    source = part.source if isinstance(part.source, BoxSource) else None
+    return SampleContext(
+        dataset=spec.name,
+        root=part_root(part, settings),
+        policy=spec.clip,
+        encoder=encoder,
+        audio_required=spec.audio_required,
+        settings=settings,
+        source=source,
+        classes=classes if source is not None else (),
+    )
 
 
 def shown_location(location: str, settings: Settings) -> str:
@@ -91,7 +127,48 @@ def _isolated_probe(path: Path) -> None:
         raise RejectedError(RejectReason.CORRUPT, f"the decoder crashes on it ({name})")
 
 
-def _encode(path: Path, planned: PlannedVideo, context: SampleContext, folder: Path) -> Clip:
+def read_annotation(planned: PlannedVideo, context: SampleContext) -> Annotation | None:
+    """Return the boxes of a listed video in pixels of the source; None where it has none.
+
+    Raises:
+        SourceChangedError: the annotation is not the one that was listed.
+        ReaderError: it cannot be read any more.
+    """
+    video = planned.video
+    if not video.boxes:
+        return None
+    if context.source is None:
+        raise ValueError(f"{video.key} is listed with boxes, its part {video.part!r} has a source without; list again")
+    annotation = listed_annotation(context.source, context.root, context.settings.root, context.classes, video.path)
+    found = "" if annotation is None else annotation.sha256
+    if found != video.boxes:
+        raise changed(
+            f"the annotation of {video.path}", f"its boxes have checksum {found[:12]}…, listed is {video.boxes[:12]}…"
+        )
+    return annotation
+
+
+@contextmanager
+def fetched(location: str, planned: PlannedVideo, context: SampleContext, folder: Path) -> Iterator[Fetched]:
+    """Give a listed video as a checked file on this machine: itself, or one made of its frames.
+
+    Errors are those of `acquire.fetch`, and of `frames.fetch_frames` where it is a folder of frames.
+    """
+    video, endpoint = planned.video, context.settings.s3_endpoint_url
+    assert video.size is not None  # a missing video is a reject
+    rate = nominal_rate(context.source)
+    if rate is None:
+        with fetch(location, folder, video.size, video.checksum, endpoint_url=endpoint) as source:
+            yield source
+        return
+    first = 0 if isinstance(context.source, ImagenetVidSource) else None
+    with fetch_frames(location, folder, video.size, video.checksum, rate, first, endpoint) as source:
+        yield source
+
+
+def _encode(
+    path: Path, planned: PlannedVideo, annotation: Annotation | None, context: SampleContext, folder: Path
+) -> Clip:
     """Probe and encode a fetched file."""
     video, policy = planned.video, context.policy
     if context.isolate:
@@ -100,11 +177,17 @@ def _encode(path: Path, planned: PlannedVideo, context: SampleContext, folder: P
     if context.audio_required and info.audio_stream is None:
         raise RejectedError(RejectReason.NO_AUDIO, "the data set requires sound, the video has none")
     cut = plan_cut(info, policy, video.start_s, video.end_s)
+    if annotation is not None:
+        check_picture(annotation, info)
+        cut = replace(cut, each_frame=True)
     encode = encode_mp4 if policy.representation == "mp4" else encode_jpgs
     clip = encode(path, info, cut, policy, ffmpeg_path(context.settings), folder)
     if clip.num_frames < policy.min_frames:
         raise RejectedError(RejectReason.TOO_SHORT, f"{clip.num_frames} frames, the least is {policy.min_frames}")
-    return clip
+    if annotation is None:
+        return clip
+    boxes = stored_boxes(annotation, clip.num_frames, (info.width, info.height), (clip.width, clip.height))
+    return replace(clip, members=clip.members | {BOXES_MEMBER: member_bytes(boxes)})
 
 
 def make_sample(planned: PlannedVideo, context: SampleContext, folder: Path) -> Sample | Reject:
@@ -119,8 +202,8 @@ def make_sample(planned: PlannedVideo, context: SampleContext, folder: Path) -> 
         The sample, or why there is none. A reject follows from the video's bytes (or its time limit) alone.
 
     Raises:
-        SampleError: source changed or not reachable, program killed, disk full: nothing that says anything about
-            the video.
+        SampleError: source or annotation changed, or not reachable, program killed, disk full: nothing that says
+            anything about the video.
     """
     video = planned.video
     location = join(context.root, video.path)
@@ -138,11 +221,10 @@ def make_sample(planned: PlannedVideo, context: SampleContext, folder: Path) -> 
     try:
         with (
             tempfile.TemporaryDirectory(dir=folder, prefix="sample-") as own,
-            fetch(
-                location, Path(own), video.size, video.checksum, endpoint_url=context.settings.s3_endpoint_url
-            ) as source,
+            fetched(location, planned, context, Path(own)) as source,
         ):
-            clip = _encode(source.path, planned, context, Path(own))
+            annotation = read_annotation(planned, context)
+            clip = _encode(source.path, planned, annotation, context, Path(own))
             sha256 = source.sha256
     except RejectedError as reject:
         return Reject(reject.reason, reject.detail, by_hand)
@@ -188,7 +270,7 @@ def quarantine_row(planned: PlannedVideo, reject: Reject) -> QuarantineRow:
 def main(arguments: list[str]) -> int:
     """Make one sample by hand and print its record or the reject."""
     from data_specs.load import class_names, load_spec
-    from tasks.ops.listing import part_root, read_manifest
+    from tasks.ops.listing import read_manifest
     from tasks.ops.plan import plan_shards
 
     if len(arguments) not in (2, 3):
@@ -203,7 +285,7 @@ def main(arguments: list[str]) -> int:
         print(f"data set {spec.name!r} lists no sample {arguments[1]!r}", file=sys.stderr)
         return 2
     part = next(part for part in spec.parts if part.name == found[0].video.part)
-    context = SampleContext(spec.name, part_root(part, settings), spec.clip, encoder, spec.audio_required, settings)
+    context = context_of(spec, part, encoder, settings, class_names(spec))
     with tempfile.TemporaryDirectory(prefix="fovea-") as folder:
         made = make_sample(found[0], context, Path(folder))
     if isinstance(made, Reject):

@@ -79,6 +79,37 @@ class BoxResults:
     found: Mapping[str, Found]
     """Detector → what it found; `main`, and paired comparison models."""
 
+    def reordered(self, order: Array) -> "BoxResults":
+        """Return the same with the videos in another order.
+
+        Args:
+            order: (V,) present place of the video that comes first, second, …
+        """
+        place_V = np.empty(len(order), np.int64)
+        place_V[order] = np.arange(len(order))
+
+        def moved(pairs: Array) -> Array:
+            pairs = np.stack([place_V[pairs[:, 0]], pairs[:, 1]], axis=1)
+            return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+        truth = self.truth
+        rows = np.argsort(place_V[truth.video_N], kind="stable")
+        known = Truth(
+            place_V[truth.video_N[rows]],
+            truth.frame_N[rows],
+            truth.box_N4[rows],
+            truth.label_N[rows],
+            truth.track_N[rows],
+            moved(truth.labelled_M2),
+            {name: moved(pairs) for name, pairs in truth.subsets.items()},
+        )
+        found = {}
+        for name, one in self.found.items():
+            video_N = place_V[one.video_N]
+            rows = np.argsort(video_N, kind="stable")
+            found[name] = Found(video_N[rows], one.boxes[rows])
+        return BoxResults(known, found)
+
     def arrays(self) -> dict[str, Array]:
         """Return what `predictions.npz` keeps."""
         truth = self.truth

@@ -51,8 +51,10 @@ class Detections:
 
     def __getitem__(self, chosen: Array | slice) -> Self:
         """Return some of them."""
-        track = None if self.track_N is None else self.track_N[chosen]
-        return type(self)(self.frame_N[chosen], self.box_N4[chosen], self.score_N[chosen], self.label_N[chosen], track)
+        track_N = None if self.track_N is None else self.track_N[chosen]
+        return type(self)(
+            self.frame_N[chosen], self.box_N4[chosen], self.score_N[chosen], self.label_N[chosen], track_N
+        )
 
     @classmethod
     def empty(cls) -> Self:

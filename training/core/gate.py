@@ -3,67 +3,44 @@
 A challenger is compared with the champion clip by clip on the same evaluation data; without a champion
 it has to pass floors. Three decisions exist: `passed`, `failed`, and `underpowered` (nothing speaks
 against it, but the test set is too small to say more; a person may accept it). Bounds: `GateConfig`.
+
+Models that find boxes are compared by mAP50 and GMAC per frame (`box_gate`), with the same decisions and bounds.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import Field
 
-from data_specs.schema import Strict
-from training.core.config import ConfigError, validate
+from training.core.gate_config import GateConfig, load_gate_config
+from training.core.gate_statistics import holm, mcnemar_exact, paired_bootstrap, wilson_interval
+
+if TYPE_CHECKING:
+    from training.core.box_results import BoxResults
+
+__all__ = [
+    "ClassChange",
+    "Decision",
+    "Evidence",
+    "Gain",
+    "GateConfig",
+    "GateReport",
+    "RoundTrip",
+    "Row",
+    "class_rows",
+    "evidence_from",
+    "holm",
+    "judge",
+    "load_gate_config",
+    "mcnemar_exact",
+    "paired_bootstrap",
+    "paired_rows",
+    "wilson_interval",
+]
 
 Decision = Literal["passed", "failed", "underpowered"]
-
-
-class GateConfig(Strict):
-    """Bounds of the gate: section `gate` of `params/<dataset>.yaml`; every field has a documented default.
-
-    None of them changes a reported number, only who becomes champion.
-    """
-
-    alpha: float = Field(default=0.05, gt=0, lt=1)
-    """Level of every test and of the confidence intervals (1 - alpha)."""
-    margin: float = Field(default=0.0, ge=0, lt=1)
-    """Least gain in top-1 (0 to 1): the interval of the difference must lie above it."""
-    min_saving: float = Field(default=0.1, ge=0, lt=1)
-    """A challenger that costs at least this share less may be promoted for its cost …"""
-    max_loss: float = Field(default=0.01, ge=0, lt=1)
-    """… if the interval of the difference lies above minus this much top-1."""
-    max_gmac: float | None = Field(default=None, gt=0)
-    """Budget, GMAC per video; None: no budget."""
-    max_class_drop: float = Field(default=0.1, ge=0, le=1)
-    """Largest loss of accuracy in one class …"""
-    min_class_samples: int = Field(default=20, ge=1)
-    """… judged only in classes with at least this many clips; smaller ones are shown, not judged."""
-    min_samples: int = Field(default=100, ge=1)
-    """With fewer evaluated clips nothing is promoted without a person's `--accept`."""
-    bootstrap: int = Field(default=2000, ge=100)
-    """Resamples of the paired bootstrap."""
-    seed: int = 0
-    """Of the bootstrap."""
-    round_trip_clips: int = Field(default=4, ge=1)
-    """Clips that the saved model must predict again, in a process without this repository."""
-    round_trip_tolerance: float = Field(default=1e-3, gt=0)
-    """Largest difference of a score in the round trip."""
-
-
-def load_gate_config(params: Path) -> GateConfig:
-    """Read the section `gate` of a params file; defaults where the section or the file is absent.
-
-    Raises:
-        ConfigError: an unknown field or a bad value.
-    """
-    content = yaml.safe_load(params.read_text()) if params.exists() else None
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"{params} must be a mapping of sections")
-    return validate(GateConfig, (content or {}).get("gate") or {}, f"section gate of {params}")
 
 
 @dataclass(frozen=True)
@@ -92,10 +69,12 @@ class Evidence:
     """(N, K)."""
     classes: tuple[str, ...]
     gmac: float | None
-    """Per video; None when the evaluation did not report it."""
+    """Per video (detection: per frame); None when the evaluation did not report it."""
     round_trip: RoundTrip | None = None
     reevaluated_from: str = ""
     """Data digest of the registered evaluation, where these predictions were made anew (`promote --reevaluate`)."""
+    boxes: "BoxResults | None" = None
+    """Of a model that finds boxes; `label` is then (N, K), 1 for the classes that occur in a video."""
 
     def correct(self) -> NDArray[np.bool_]:
         """Return per clip whether the top class is the label."""
@@ -140,60 +119,6 @@ class GateReport:
         return "\n".join(lines + [f"  [{mark:>3}] {check}: {value} ({bound})" for check, value, bound, mark in rows])
 
 
-# --- statistics -------------------------------------------------------------------------------
-
-
-def mcnemar_exact(gained: int, lost: int) -> float:
-    """Return the two-sided exact McNemar p-value of `gained` and `lost` discordant pairs."""
-    total = gained + lost
-    # Twice the smaller tail of Binomial(n, 1/2), in exact integers; scipy.stats alone takes 2 s to import.
-    tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**total) if total else 1.0
-
-
-def wilson_interval(correct: int, total: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Return Wilson's confidence interval of a proportion."""
-    from scipy.stats import norm
-
-    if total == 0:
-        return (0.0, 1.0)
-    z = float(norm.ppf(1 - alpha / 2))
-    share = correct / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return (max(0.0, centre - half), min(1.0, centre + half))
-
-
-def paired_bootstrap(
-    difference: NDArray[np.float64], *, alpha: float, resamples: int, seed: int
-) -> tuple[float, float]:
-    """Return the percentile interval of the mean of paired differences, resampling clips.
-
-    Args:
-        difference: (N,) challenger minus champion per clip (−1, 0, 1 for top-1).
-        alpha: 1 − confidence.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
-    """
-    values, counts = np.unique(difference, return_counts=True)
-    # Resampling N clips of few distinct differences is a multinomial draw: exact, and without (resamples, N) memory.
-    draws = np.random.default_rng(seed).multinomial(len(difference), counts / len(difference), size=resamples)
-    means = draws @ values / len(difference)
-    low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
-    return (float(low), float(high))
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the given order."""
-    order = np.argsort(p_values)
-    adjusted = [0.0] * len(p_values)
-    running = 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = running
-    return adjusted
-
-
 # --- checks -----------------------------------------------------------------------------------
 
 
@@ -208,18 +133,30 @@ def judge(challenger: Evidence, champion: Evidence | None, config: GateConfig) -
             _check_shapes(evidence)
     rows = [_round_trip_row(challenger, config), _budget_row(challenger, config)]
     small = len(challenger.label) < config.min_samples
-    if champion is None:
+    # What compares boxes imports torch.
+    if champion is None and challenger.boxes is None:
         accuracy_rows = _floor_rows(challenger, config, small)
+    elif champion is None:
+        from training.core.box_gate import floor_rows
+
+        accuracy_rows = floor_rows(challenger, config, small)
     else:
         same = _same_data_row(challenger, champion)
         rows = [same, *_reevaluated_rows(champion), *rows]
         if not same.passed:
             return _report(challenger, champion, rows, small=False)
         champion = _aligned(champion, challenger)
-        accuracy_rows = _paired_rows(challenger, champion, config, small) + _class_rows(challenger, champion, config)
+        if challenger.boxes is None:
+            accuracy_rows = _top1_rows(challenger, champion, config, small)
+            accuracy_rows += class_rows(_class_changes(challenger, champion), config)
+        else:
+            from training.core.box_gate import comparison_rows
+
+            accuracy_rows = comparison_rows(challenger, champion, config, small)
     rows += accuracy_rows
     n = len(challenger.label)
-    rows.append(Row("evaluated clips", str(n), f"≥ {config.min_samples}, else underpowered", None if small else True))
+    what = "clips" if challenger.boxes is None else "videos"
+    rows.append(Row(f"evaluated {what}", str(n), f"≥ {config.min_samples}, else underpowered", None if small else True))
     return _report(challenger, champion, rows, small)
 
 
@@ -230,7 +167,8 @@ def _report(challenger: Evidence, champion: Evidence | None, rows: list[Row], sm
         decision, reason = "failed", "; ".join(f"{row.check}: {row.value} ({row.bound})" for row in failed)
     elif small:
         decision = "underpowered"
-        reason = f"only {len(challenger.label)} evaluated clips: no check failed, but a person has to accept it"
+        what = "clips" if challenger.boxes is None else "videos"
+        reason = f"only {len(challenger.label)} evaluated {what}: no check failed, but a person has to accept it"
     else:
         decision, reason = "passed", "every check passed"
     return GateReport(decision, challenger.name, champion.name if champion else None, tuple(rows), reason)
@@ -240,7 +178,11 @@ def _check_shapes(evidence: Evidence) -> None:
     n = len(evidence.label)
     if n == 0:
         raise ValueError(f"{evidence.name} was evaluated on no clips; run its evaluation again")
-    if evidence.label.ndim != 1:
+    if evidence.boxes is not None:
+        from training.core.box_gate import check_boxes
+
+        check_boxes(evidence)
+    elif evidence.label.ndim != 1:
         raise ValueError(f"{evidence.name}: the gate compares top-1; labels of shape {evidence.label.shape} have none")
     if evidence.scores.shape != (n, len(evidence.classes)) or len(evidence.key) != n:
         raise ValueError(
@@ -264,8 +206,16 @@ def _same_data_row(challenger: Evidence, champion: Evidence) -> Row:
     if set(challenger.key.tolist()) != set(champion.key.tolist()):
         odd = len(set(challenger.key.tolist()) ^ set(champion.key.tolist()))
         return Row(check, f"{odd} clips evaluated by one only", "equal clips", False)
-    if not np.array_equal(challenger.label, _aligned(champion, challenger).label):
+    if (challenger.boxes is None) != (champion.boxes is None):
+        return Row(check, "only one of them finds boxes", "the same task", False)
+    aligned = _aligned(champion, challenger)
+    if not np.array_equal(challenger.label, aligned.label):
         return Row(check, "labels differ", "equal labels", False)
+    if challenger.boxes is not None and aligned.boxes is not None:
+        from training.core.box_gate import same_truth
+
+        if not same_truth(challenger.boxes.truth, aligned.boxes.truth):
+            return Row(check, "true boxes or labelled frames differ", "equal objects", False)
     return Row(check, f"{challenger.data_digest[:12]}, {len(challenger.label)} clips", "equal digests", True)
 
 
@@ -281,7 +231,9 @@ def _aligned(evidence: Evidence, reference: Evidence) -> Evidence:
     """Return evidence with its clips in the order of another's."""
     position = {key: i for i, key in enumerate(evidence.key.tolist())}
     order = np.array([position[key] for key in reference.key.tolist()])
-    return replace(evidence, key=evidence.key[order], label=evidence.label[order], scores=evidence.scores[order])
+    boxes = None if evidence.boxes is None else evidence.boxes.reordered(order)
+    key, label, scores = evidence.key[order], evidence.label[order], evidence.scores[order]
+    return replace(evidence, key=key, label=label, scores=scores, boxes=boxes)
 
 
 def _round_trip_row(evidence: Evidence, config: GateConfig) -> Row:
@@ -297,7 +249,7 @@ def _round_trip_row(evidence: Evidence, config: GateConfig) -> Row:
 
 
 def _budget_row(evidence: Evidence, config: GateConfig) -> Row:
-    check = "cost per video"
+    check = "cost per video" if evidence.boxes is None else "cost per frame"
     if evidence.gmac is None:
         judged = None if config.max_gmac is None else False
         return Row(check, "not reported", "no budget" if judged is None else f"≤ {config.max_gmac:g} GMAC", judged)
@@ -322,7 +274,7 @@ def _floor_rows(evidence: Evidence, config: GateConfig, small: bool) -> list[Row
     return [Row("beats the majority class", value, bound, passed)]
 
 
-def _paired_rows(challenger: Evidence, champion: Evidence, config: GateConfig, small: bool) -> list[Row]:
+def _top1_rows(challenger: Evidence, champion: Evidence, config: GateConfig, small: bool) -> list[Row]:
     mine, theirs = challenger.correct(), champion.correct()
     gained, lost = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
     p = mcnemar_exact(gained, lost)
@@ -330,32 +282,63 @@ def _paired_rows(challenger: Evidence, champion: Evidence, config: GateConfig, s
     mean = float(difference.mean())
     low, high = paired_bootstrap(difference, alpha=config.alpha, resamples=config.bootstrap, seed=config.seed)
     value = f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]; {gained} gained, {lost} lost, McNemar p = {p:.3g}"
+    gain = Gain("top-1", value, mean, low, p)
+    return paired_rows(gain, challenger, champion, config, small)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Challenger minus champion."""
+
+    measure: str
+    """What is compared."""
+    text: str
+    mean: float
+    low: float
+    """Lower end of the interval."""
+    p: float
+    """Two-sided, of no difference."""
+
+
+def paired_rows(gain: Gain, challenger: Evidence, champion: Evidence, config: GateConfig, small: bool) -> list[Row]:
+    """Return the rows that compare with the champion: it must be better, or cheaper and not much worse.
+
+    Where the test set is `small`, the estimate alone decides, and a person.
+    """
     cheaper = (
         challenger.gmac is not None
         and champion.gmac is not None
         and challenger.gmac <= (1 - config.min_saving) * champion.gmac
     )
-    better = mean > config.margin and (small or (p <= config.alpha and low >= config.margin))
-    not_worse = (mean if small else low) >= -config.max_loss
+    better = gain.mean > config.margin and (small or (gain.p <= config.alpha and gain.low >= config.margin))
+    not_worse = (gain.mean if small else gain.low) >= -config.max_loss
     bound = f"gain > {config.margin:.1%}" + ("" if small else f", p ≤ {config.alpha:g}")
     if cheaper:
         bound += f"; or, being {1 - challenger.gmac / champion.gmac:.0%} cheaper, loss ≤ {config.max_loss:.1%}"  # type: ignore[operator]
-    rows = [Row("top-1 against the champion", value, bound, better or (cheaper and not_worse))]
+    rows = [Row(f"{gain.measure} against the champion", gain.text, bound, better or (cheaper and not_worse))]
     if challenger.gmac is not None and champion.gmac is not None:
         rows.append(Row("cost against the champion", f"{challenger.gmac / champion.gmac:.2f} ×", "shown only", None))
     return rows
 
 
-def _class_rows(challenger: Evidence, champion: Evidence, config: GateConfig) -> list[Row]:
-    """Classes that got worse. A class fails by a large drop that is also significant after Holm's correction.
+@dataclass(frozen=True)
+class ClassChange:
+    """What became of a class."""
 
-    Without the correction one of 400 classes would fail by chance in every comparison.
-    """
+    name: str
+    drop: float
+    """Champion minus challenger."""
+    count: int
+    """Clips, or boxes."""
+    p: float
+    """One-sided, of no drop."""
+
+
+def _class_changes(challenger: Evidence, champion: Evidence) -> list[ClassChange]:
     from scipy.stats import binomtest
 
     mine, theirs = challenger.correct(), champion.correct()
-    judged: list[tuple[str, float, int, float]] = []
-    unjudged: list[str] = []
+    changes = []
     for index, name in enumerate(challenger.classes):
         chosen = challenger.label == index
         count = int(chosen.sum())
@@ -363,34 +346,51 @@ def _class_rows(challenger: Evidence, champion: Evidence, config: GateConfig) ->
             continue
         gained = int((mine & ~theirs & chosen).sum())
         lost = int((~mine & theirs & chosen).sum())
-        drop = (lost - gained) / count
-        if count < config.min_class_samples:
-            if drop > config.max_class_drop:
-                unjudged.append(f"{name} −{drop:.0%} of {count}")
-            continue
         p = float(binomtest(lost, gained + lost, 0.5, alternative="greater").pvalue) if gained + lost else 1.0
-        judged.append((name, drop, count, p))
-    adjusted = holm([p for *_, p in judged])
+        changes.append(ClassChange(name, (lost - gained) / count, count, p))
+    return changes
+
+
+def class_rows(
+    changes: list[ClassChange], config: GateConfig, check: str = "per-class accuracy", unit: str = "clips"
+) -> list[Row]:
+    """Classes that got worse. A class fails by a large drop that is also significant after Holm's correction.
+
+    Without the correction one of 400 classes would fail by chance in every comparison.
+    """
+    judged = [change for change in changes if change.count >= config.min_class_samples]
+    unjudged = [
+        f"{change.name} −{change.drop:.0%} of {change.count}"
+        for change in changes
+        if change.count < config.min_class_samples and change.drop > config.max_class_drop
+    ]
     bad = [
-        f"{name} −{drop:.0%} of {count} (p = {p:.2g})"
-        for (name, drop, count, _), p in zip(judged, adjusted, strict=True)
-        if drop > config.max_class_drop and p <= config.alpha
+        f"{change.name} −{change.drop:.0%} of {change.count} (p = {p:.2g})"
+        for change, p in zip(judged, holm([change.p for change in judged]), strict=True)
+        if change.drop > config.max_class_drop and p <= config.alpha
     ]
     bound = f"no class loses more than {config.max_class_drop:.0%} (Holm p ≤ {config.alpha:g})"
-    rows = [Row("per-class accuracy", ", ".join(bad) or f"{len(judged)} classes judged, none", bound, not bad)]
+    rows = [Row(check, ", ".join(bad) or f"{len(judged)} classes judged, none", bound, not bad)]
     if not judged:
-        rows = [Row("per-class accuracy", f"no class has {config.min_class_samples} clips", bound, None)]
+        rows = [Row(check, f"no class has {config.min_class_samples} {unit}", bound, None)]
     if unjudged:
         rows.append(Row("drops in small classes", ", ".join(unjudged)[:500], "shown only", None))
     return rows
 
 
-def evidence_from(arrays: Mapping[str, NDArray[np.generic]], **facts: object) -> Evidence:
+def evidence_from(arrays: Mapping[str, Any], **facts: Any) -> Evidence:
     """Build evidence from the arrays of a `predictions.npz` and the named other fields of `Evidence`.
+
+    Boxes may lie in the arrays as they are stored, or under `boxes` as `BoxResults`.
 
     Raises:
         ValueError: an array is missing.
     """
+    boxes = arrays.get("boxes")
+    if boxes is None and any(name.startswith("boxes/") for name in arrays):
+        from training.core.box_results import BoxResults  # imports torch
+
+        boxes = BoxResults.of(arrays)
     missing = [name for name in ("key", "label", "scores", "classes") if name not in arrays]
     if missing:
         raise ValueError(f"predictions lack {', '.join(missing)}; evaluate again with this version")
@@ -399,5 +399,6 @@ def evidence_from(arrays: Mapping[str, NDArray[np.generic]], **facts: object) ->
         label=np.asarray(arrays["label"]).astype(np.int64),
         scores=np.asarray(arrays["scores"]).astype(np.float32),
         classes=tuple(str(name) for name in arrays["classes"]),
-        **facts,  # type: ignore[arg-type]
+        boxes=boxes,
+        **facts,
     )

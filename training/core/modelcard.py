@@ -27,6 +27,29 @@ class Arm(Strict):
     gmac: float | None
 
 
+class BoxArm(Strict):
+    """A comparison detector of the same evaluation."""
+
+    map50: float
+    difference: float
+    """To the model, of mAP50."""
+    interval: tuple[float, float]
+    """Of the difference, 95 %, bootstrap over videos."""
+
+
+class BoxFacts(Strict):
+    """What a model that finds boxes has instead of top-1."""
+
+    map50: float
+    interval: tuple[float, float]
+    """95 %, bootstrap over videos."""
+    frames: int
+    """Labelled, evaluated."""
+    objects: int
+    """Boxes in these frames."""
+    arms: dict[str, BoxArm]
+
+
 class Facts(Strict):
     """What is known when a model is registered; stored beside it as `evaluation/facts.json`."""
 
@@ -64,7 +87,7 @@ class Facts(Strict):
     majority: float | None
     """Share of the most frequent class of the evaluated clips."""
     gmac: float | None
-    """Per video."""
+    """Per video; per frame of models that find boxes."""
     params: float | None
     arms: dict[str, Arm]
     hardware: str
@@ -77,12 +100,39 @@ class Facts(Strict):
     registered: str
     """UTC."""
     round_trip: RoundTrip | None = None
+    boxes: BoxFacts | None = None
+    """Of models that find boxes."""
+
+    @property
+    def measure(self) -> str:
+        """Name of the figure that counts."""
+        return "top-1" if self.boxes is None else "mAP50"
+
+    @property
+    def score(self) -> float | None:
+        """The figure that counts."""
+        return self.top1 if self.boxes is None else self.boxes.map50
+
+    @property
+    def score_interval(self) -> tuple[float, float] | None:
+        """Its interval, 95 %."""
+        return self.interval if self.boxes is None else self.boxes.interval
+
+    @property
+    def cost_unit(self) -> str:
+        """What the cost is of."""
+        return "video" if self.boxes is None else "frame"
+
+    def as_json(self) -> str:
+        """Return what is stored; facts of other models do not mention boxes."""
+        return self.model_dump_json(indent=1, exclude=None if self.boxes else {"boxes"}) + "\n"
 
 
 def cost_of(metrics: dict[str, float], split: str, arm: str = "") -> float | None:
-    """Return GMAC per video from the metrics of an evaluation; per view where no other is given."""
+    """Return GMAC per video from the metrics of an evaluation; per view without it, and of detection per frame."""
     suffix = f"_{arm}" if arm else ""
-    for per in ("video", "view"):
+    units = ("frame", "video", "view") if f"{split}/map50" in metrics else ("video", "view")
+    for per in units:
         value = metrics.get(f"{split}/gmac_per_{per}{suffix}")
         if value is not None:
             return value
@@ -111,6 +161,7 @@ def collect_facts(
     split, metrics, index = evaluated.stage.split, evaluated.metrics, evaluated.index
     with np.load(evaluated.paths.predictions) as arrays:
         label, scores = arrays["label"], arrays["scores"]
+        stored = {name: arrays[name] for name in arrays if name.startswith("boxes/")}
         arms = sorted(name.removeprefix("arm/") for name in arrays if name.startswith("arm/"))
     single = label.ndim == 1 and len(label) > 0
     correct = int((scores.argmax(axis=1) == label).sum()) if single else 0
@@ -156,7 +207,30 @@ def collect_facts(
         flow_run_id=tags.get("flow_run_id", ""),
         training_run_id=training.run_id if training else "",
         evaluation_run_id=evaluation.run_id if evaluation else "",
+        boxes=_box_facts(stored, len(index.classes)) if stored else None,
         registered=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    )
+
+
+def _box_facts(arrays: dict[str, Any], classes: int) -> BoxFacts:
+    from training.core.box_gate import Measured
+    from training.core.box_metrics import MAIN
+    from training.core.box_resampling import percentiles
+    from training.core.box_results import BoxResults
+
+    boxes = BoxResults.of(arrays)
+    assert boxes is not None  # the caller found some
+    measured = {name: Measured(boxes, classes, name) for name in sorted(boxes.found)}
+    own = measured.pop(MAIN)
+    return BoxFacts(
+        map50=own.mean,
+        interval=own.interval(),
+        frames=len(boxes.truth.labelled_M2),
+        objects=len(boxes.truth.video_N),
+        arms={
+            name: BoxArm(map50=arm.mean, difference=arm.mean - own.mean, interval=percentiles(arm.mean_B - own.mean_B))
+            for name, arm in measured.items()
+        },
     )
 
 
@@ -180,9 +254,16 @@ def card(facts: Facts, report: GateReport | None) -> str:
             f"Top-1 on `{facts.split}`: **{facts.top1:.1%}** [{low:.1%}, {high:.1%}] (95 %, Wilson), evaluated on "
             f"{of_total(facts)}; most frequent class {facts.majority:.1%}."
         )
+    if facts.boxes is not None:
+        low, high = facts.boxes.interval
+        lines.append(
+            f"mAP50 on `{facts.split}`: **{facts.boxes.map50:.1%}** [{low:.1%}, {high:.1%}] (95 %, bootstrap over "
+            f"videos), evaluated on {of_total(facts)}: {facts.boxes.objects} boxes in {facts.boxes.frames} "
+            f"labelled frames. Overlap ≥ 0.5, area below the precision envelope."
+        )
     if facts.gmac is not None:
         parameters = f", {facts.params / 1e6:.2f} M parameters" if facts.params is not None else ""
-        lines.append(f"Cost: {facts.gmac:.4g} GMAC = {2 * facts.gmac:.4g} GFLOP per video{parameters}.")
+        lines.append(f"Cost: {facts.gmac:.4g} GMAC = {2 * facts.gmac:.4g} GFLOP per {facts.cost_unit}{parameters}.")
     p50, p95 = (facts.metrics.get(f"{facts.split}/latency_ms_{name}") for name in ("p50", "p95"))
     if p50 is not None and p95 is not None:
         lines.append(
@@ -200,9 +281,12 @@ def card(facts: Facts, report: GateReport | None) -> str:
         ]
         lines += ["| " + " | ".join(row) + " |" for row in zip(*report.table().values(), strict=True)]
     if facts.arms:
-        lines += ["", "## Compared in the same evaluation", "", "| model | top-1 | GMAC |", "|---|---|---|"]
+        head = f"| model | {facts.measure} | GMAC |"
+        lines += ["", "## Compared in the same evaluation", "", head, "|---|---|---|"]
         for name, arm in facts.arms.items():
-            top1 = "–" if arm.top1 is None else f"{arm.top1:.1%}"
+            boxes = facts.boxes.arms.get(name) if facts.boxes else None
+            score = boxes.map50 if boxes else arm.top1
+            top1 = "–" if score is None else f"{score:.1%}"
             lines.append(f"| {name} | {top1} | {'–' if arm.gmac is None else f'{arm.gmac:.4g}'} |")
     rejects = ", ".join(f"{reason} {count}" for reason, count in facts.rejects.items()) or "none"
     lines += [

@@ -46,3 +46,13 @@ def markup(svg: str) -> Any:
     from markupsafe import Markup
 
     return Markup(svg)
+
+
+def percent(value: float | None) -> str:
+    """Return a share as per cent, a dash for none."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def percent_range(value: tuple[float, float] | None) -> str:
+    """Return an interval of shares as per cent, nothing for none."""
+    return "" if value is None else f"{100 * value[0]:.1f} – {100 * value[1]:.1f} %"

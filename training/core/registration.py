@@ -374,7 +374,7 @@ def _create(settings: Settings, registry: Registry, evaluated: Evaluated) -> Ver
         evaluation.mkdir()
         for path in (evaluated.paths.predictions, evaluated.paths.metrics, evaluated.paths.config):
             shutil.copyfile(path, evaluation / path.name)
-        (evaluation / "facts.json").write_text(facts.model_dump_json(indent=1) + "\n")
+        (evaluation / "facts.json").write_text(facts.as_json())
         run.log_artifacts(evaluation, "evaluation")
     version = registry.create(evaluated.name, run, tags)
     run.finish()

@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 
 from data_specs.schema import digest, read_index
 from infra.settings import Settings
-from training.core.charts import Point, Series, confusion, heat, lines, number, pareto
+from training.core.charts import Point, Series, lines, number, pareto
 from training.core.config import DataConfig, validate
-from training.core.gate import mcnemar_exact, wilson_interval
+from training.core.gate import mcnemar_exact
 from training.core.lineage import Node, of_version
 from training.core.modelcard import Facts, card, read_facts
-from training.core.pages import markup, render_page, write_text
+from training.core.pages import markup, percent, percent_range, render_page, write_text
 from training.core.registration import CHALLENGER, CHAMPION, Registry, RegistryError, Version
-from training.core.report_clips import choose, coverage, strips
+from training.core.report_classes import by_class
+from training.core.report_clips import choose, policy, strips
 from training.core.tracking import RunRecord, download_artifacts, list_artifacts, metric_history, read_run
 
 LAYOUT = 1
@@ -36,6 +37,7 @@ CHART_GROUPS = (
     ("loss", "loss", False),
     ("accuracy", "accuracy", True),
     ("top1", "accuracy", True),
+    ("map50", "mAP50", True),
     ("reward", "reward", False),
     ("confidence", "confidence", False),
     ("entropy", "entropy", False),
@@ -51,7 +53,10 @@ class Shown:
     facts: Facts | None
     """None: registered by other means, nothing is known but its tags."""
     arrays: dict[str, NDArray[Any]]
+    """Of `predictions.npz`; without boxes, which may be many."""
     config: dict[str, Any]
+    predictions: Path
+    """Where `predictions.npz` lies while pages are written."""
 
     @property
     def page(self) -> str:
@@ -89,7 +94,8 @@ def write_report(settings: Settings, dataset: str | None = None) -> Path:
     pages = copy_pages(settings)
     names = sorted({*groups, *pages})
     datasets = [_dataset(name, groups.get(name, [])) | {"pages": pages.get(name, [])} for name in names]
-    _write(folder / "index.html", "index.html.j2", datasets=datasets)
+    boxes = any(shown.facts is not None and shown.facts.boxes for versions in groups.values() for shown in versions)
+    _write(folder / "index.html", "index.html.j2", datasets=datasets, boxes=boxes)
     write_text(state_file, json.dumps(new, indent=1, sort_keys=True) + "\n")
     return folder / "index.html"
 
@@ -119,10 +125,12 @@ def _load(registry: Registry, version: Version, target: Path) -> Shown:
     try:
         folder = registry.fetch_evaluation(version, target)
         facts = read_facts(folder)
-        with np.load(folder / "predictions.npz") as arrays:
-            return Shown(version, facts, dict(arrays), json.loads((folder / "config.json").read_text()))
+        with np.load(folder / "predictions.npz") as file:
+            arrays = {name: file[name] for name in file if not name.startswith("boxes/")}
+        config = json.loads((folder / "config.json").read_text())
+        return Shown(version, facts, arrays, config, folder / "predictions.npz")
     except (RegistryError, OSError, ValueError):
-        return Shown(version, None, {}, {})
+        return Shown(version, None, {}, {}, target)
 
 
 def _state(settings: Settings, shown: Shown) -> str:
@@ -152,9 +160,12 @@ def _dataset(name: str, versions: Sequence[Shown]) -> dict[str, Any]:
         Point(arm["x"], arm["y"], arm["name"], "arm") for arm in arms if arm["x"] is not None and arm["y"] is not None
     ]
     digests = {shown.facts.eval_data_digest for shown in known if shown.facts}
+    measure = " or ".join(sorted({shown.facts.measure for shown in known if shown.facts}, reverse=True)) or "top-1"
+    unit = " or ".join(sorted({shown.facts.cost_unit for shown in known if shown.facts}, reverse=True)) or "video"
     return {
         "name": name,
-        "pareto": markup(pareto(points, "GMAC per video", "top-1")),
+        "measure": measure,
+        "pareto": markup(pareto(points, f"GMAC per {unit}", measure)),
         "rows": [_row(shown) for shown in reversed(versions)],
         "arms": arms,
         "arms_of": str(newest.version) if newest else "",
@@ -163,19 +174,20 @@ def _dataset(name: str, versions: Sequence[Shown]) -> dict[str, Any]:
 
 
 def _has_point(shown: Shown) -> bool:
-    return shown.facts is not None and shown.facts.top1 is not None and shown.facts.gmac is not None
+    return shown.facts is not None and shown.facts.score is not None and shown.facts.gmac is not None
 
 
 def _point(shown: Shown) -> Point:
     facts, version = shown.facts, shown.version
     assert facts is not None  # `_has_point` chose this one
-    assert facts.top1 is not None
+    assert facts.score is not None
     assert facts.gmac is not None
-    low, high = facts.interval or (None, None)
+    low, high = facts.score_interval or (None, None)
     kind = next((alias for alias in (CHAMPION, CHALLENGER) if alias in version.aliases), "version")
     label = f"{version}" + (f" ({kind})" if kind != "version" else "")
-    title = f"{version}: top-1 {facts.top1:.1%}, {number(facts.gmac)} GMAC, {facts.evaluated} of {facts.listed}"
-    return Point(facts.gmac, facts.top1, label, kind, low, high, title)
+    title = f"{version}: {facts.measure} {facts.score:.1%}, {number(facts.gmac)} GMAC, "
+    title += f"{facts.evaluated} of {facts.listed}"
+    return Point(facts.gmac, facts.score, label, kind, low, high, title)
 
 
 def _row(shown: Shown) -> dict[str, Any]:
@@ -190,8 +202,8 @@ def _row(shown: Shown) -> dict[str, Any]:
     if facts is None:
         return row | dict.fromkeys(("top1", "interval", "evaluated", "gmac", "gflop", "params", "data"), "–")
     return row | {
-        "top1": _percent(facts.top1),
-        "interval": _interval(facts.interval),
+        "top1": percent(facts.score),
+        "interval": percent_range(facts.score_interval),
         "evaluated": f"{facts.evaluated} of {facts.listed}",
         "gmac": _maybe(facts.gmac),
         "gflop": _maybe(None if facts.gmac is None else 2 * facts.gmac),
@@ -203,6 +215,10 @@ def _row(shown: Shown) -> dict[str, Any]:
 def _arms(shown: Shown) -> list[dict[str, Any]]:
     """Return the comparison models of an evaluation, each tested against the main model clip by clip."""
     facts, label = shown.facts, shown.arrays.get("label")
+    if facts is not None and facts.boxes is not None:
+        from training.core.report_boxes import arms  # imports torch
+
+        return arms(facts, facts.boxes)
     if facts is None or label is None or label.ndim != 1:
         return []
     mine = shown.arrays["scores"].argmax(axis=1) == label
@@ -216,7 +232,7 @@ def _arms(shown: Shown) -> list[dict[str, Any]]:
                 "name": name,
                 "x": gmac,
                 "y": float(theirs.mean()),
-                "top1": _percent(float(theirs.mean())),
+                "top1": percent(float(theirs.mean())),
                 "gmac": _maybe(gmac),
                 "gflop": _maybe(None if gmac is None else 2 * gmac),
                 "difference": f"{100 * (theirs.mean() - mine.mean()):+.1f} points",
@@ -240,21 +256,35 @@ def _version_page(settings: Settings, shown: Shown) -> dict[str, Any]:
         "aliases": version.aliases,
         "gate": version.gate,
         "facts": facts,
-        "top1": _percent(facts.top1),
-        "interval": _interval(facts.interval),
-        "majority": _percent(facts.majority),
+        "top1": percent(facts.score),
+        "interval": percent_range(facts.score_interval),
+        "majority": percent(facts.majority),
         "gmac": _maybe(facts.gmac),
         "gflop": _maybe(None if facts.gmac is None else 2 * facts.gmac),
         "params": "–" if facts.params is None else f"{facts.params / 1e6:.3g} M",
         "report": _gate_report(settings, version),
-        "policy": _policy(shown),
+        "policy": policy(shown.arrays, shown.config),
         "no_clips": no_clips,
         **clips,
-        **_by_class(shown),
+        **by_class(shown.arrays),
+        "detection": _detection(shown),
         "curves": _curves(settings, chain),
         "lineage": chain,
         "card": version.description or card(facts, None),
     }
+
+
+def _detection(shown: Shown) -> dict[str, Any] | None:
+    """Return the charts of a model that finds boxes."""
+    facts = shown.facts
+    if facts is None or facts.boxes is None:
+        return None
+    from training.core.box_results import BoxResults  # imports torch
+    from training.core.report_boxes import section
+
+    with np.load(shown.predictions) as file:
+        boxes = BoxResults.of({name: file[name] for name in file if name.startswith("boxes/")})
+    return None if boxes is None else section(boxes, facts, tuple(str(name) for name in shown.arrays["classes"]))
 
 
 def _gate_report(settings: Settings, version: Version) -> dict[str, Any] | None:
@@ -267,23 +297,6 @@ def _gate_report(settings: Settings, version: Version) -> dict[str, Any] | None:
     return report
 
 
-def _policy(shown: Shown) -> dict[str, Any] | None:
-    origins, patch = shown.arrays.get("extra/origins"), shown.arrays.get("extra/patch")
-    if origins is None or patch is None:
-        return None
-    size = int(shown.config["data"]["transform"]["size"])
-    maps_THW = coverage(origins, patch, size)
-    places = len(np.unique(origins.reshape(-1, 2), axis=0))
-    moved = float((np.abs(np.diff(origins.astype(np.int64), axis=1)).sum(-1) > 0).mean()) if origins.shape[1] > 1 else 0
-    chosen = np.unique(np.linspace(0, len(maps_THW) - 1, min(8, len(maps_THW))).round().astype(int))
-    return {
-        "overall": markup(heat(maps_THW.mean(0), "patch positions, all frames", 220)),
-        "frames": [markup(heat(maps_THW[t], f"patch positions, frame {t + 1}", 88)) for t in chosen],
-        "patch": f"{int(patch.min())}" if patch.min() == patch.max() else f"{int(patch.min())} to {int(patch.max())}",
-        "note": f"Positions chosen: {places}. From one frame to the next the patch moved in {moved:.0%} of the cases.",
-    }
-
-
 def _clips(settings: Settings, shown: Shown) -> tuple[dict[str, Any], str]:
     """Return film strips of right and wrong predictions, or why there are none."""
     from training.core.decode import resolve_decoder
@@ -291,6 +304,8 @@ def _clips(settings: Settings, shown: Shown) -> tuple[dict[str, Any], str]:
 
     facts = shown.facts
     assert facts is not None
+    if facts.boxes is not None:
+        return {}, ""
     if shown.arrays["label"].ndim != 1:
         return {}, "Clips are shown for single-label data sets only."
     shards = settings.shards / facts.dataset
@@ -307,33 +322,6 @@ def _clips(settings: Settings, shown: Shown) -> tuple[dict[str, Any], str]:
         "wrong": strips(wrong, samples, shown.arrays, config, decoder, 4),
         "wrong_total": total,
     }, ""
-
-
-def _by_class(shown: Shown) -> dict[str, Any]:
-    label, scores = shown.arrays["label"], shown.arrays["scores"]
-    if label.ndim != 1:
-        return {}
-    classes = [str(name) for name in shown.arrays["classes"]]
-    matrix = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(matrix, (label, scores.argmax(axis=1)), 1)
-    rows = []
-    for i, name in enumerate(classes):
-        total, correct = int(matrix[i].sum()), int(matrix[i, i])
-        others = matrix[i].copy()
-        others[i] = 0
-        mistaken = [f"{classes[j]} ({others[j]})" for j in np.argsort(-others, kind="stable")[:2] if others[j]]
-        rows.append(
-            {
-                "name": name,
-                "accuracy": _percent(correct / total) if total else "–",
-                "width": round(180 * correct / total) if total else 0,
-                "interval": _interval(wilson_interval(correct, total)) if total else "–",
-                "count": total,
-                "mistaken": ", ".join(mistaken),
-            }
-        )
-    # A matrix of hundreds of classes cannot be read; the table above says the same.
-    return {"per_class": rows, "confusion": markup(confusion(matrix, classes)) if len(classes) <= 40 else None}
 
 
 def _curves(settings: Settings, chain: Node) -> list[dict[str, Any]]:
@@ -365,17 +353,20 @@ def _curves(settings: Settings, chain: Node) -> list[dict[str, Any]]:
 
 def _write(path: Path, template: str, **values: Any) -> None:
     defaults: dict[str, Any] = dict.fromkeys(
-        ("examples", "wrong", "wrong_total", "per_class", "confusion", "policy", "curves", "report", "no_clips")
+        (
+            "examples",
+            "wrong",
+            "wrong_total",
+            "per_class",
+            "confusion",
+            "policy",
+            "curves",
+            "report",
+            "no_clips",
+            "detection",
+        )
     )
     write_text(path, render_page("training.core", template, **(defaults | values)))
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _interval(value: tuple[float, float] | None) -> str:
-    return "" if value is None else f"{100 * value[0]:.1f} – {100 * value[1]:.1f} %"
 
 
 def _maybe(value: float | None) -> str:

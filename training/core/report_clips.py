@@ -3,12 +3,15 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.core.charts import heat
 from training.core.config import DataConfig
 from training.core.overlay import COLOUR
+from training.core.pages import markup
 
 STRIP_HEIGHT = 112
 """Pixels of a frame in a strip; small inputs are enlarged, large ones reduced."""
@@ -153,3 +156,21 @@ def strips(
         truth = classes[int(np.asarray(arrays["label"][i]))]
         made.append(Strip(image, f"frames of {key}", f"{truth}; named {named} · {source_name(samples[key]) or key}"))
     return made
+
+
+def policy(arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return maps of where patches lay, of the arrays and the config of an evaluation; None without patches."""
+    origins, patch = arrays.get("extra/origins"), arrays.get("extra/patch")
+    if origins is None or patch is None:
+        return None
+    size = int(settings["data"]["transform"]["size"])
+    maps_THW = coverage(origins, patch, size)
+    places = len(np.unique(origins.reshape(-1, 2), axis=0))
+    moved = float((np.abs(np.diff(origins.astype(np.int64), axis=1)).sum(-1) > 0).mean()) if origins.shape[1] > 1 else 0
+    chosen = np.unique(np.linspace(0, len(maps_THW) - 1, min(8, len(maps_THW))).round().astype(int))
+    return {
+        "overall": markup(heat(maps_THW.mean(0), "patch positions, all frames", 220)),
+        "frames": [markup(heat(maps_THW[t], f"patch positions, frame {t + 1}", 88)) for t in chosen],
+        "patch": f"{int(patch.min())}" if patch.min() == patch.max() else f"{int(patch.min())} to {int(patch.max())}",
+        "note": f"Positions chosen: {places}. From one frame to the next the patch moved in {moved:.0%} of the cases.",
+    }

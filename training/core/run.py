@@ -258,7 +258,10 @@ def _report(resolved: Resolved, index: ShardIndex, result: Path) -> None:
 
 
 def _latency(system: System, resolved: Resolved) -> dict[str, float]:
-    """Time the main model on the split's first clip, batch 1; only figures of the same hardware compare."""
+    """Time the main model on the split's first clip, batch 1; only figures of the same hardware compare.
+
+    Of a model that finds objects that is the first block of frames of a video, and the time per frame is told, too.
+    """
     split = resolved.stage.split
     data = resolved.config.data.model_copy(update={"batch_size": 1})
     loader = open_loader(resolved.paths.shards, data, split=split, train=False, seed=0)
@@ -267,7 +270,11 @@ def _latency(system: System, resolved: Resolved) -> dict[str, float]:
     finally:
         loader.close()
     times = measure_latency(system, clip)
-    return {f"{split}/latency_ms_{name}": times[name] for name in ("p50", "p95")}
+    latency = {f"{split}/latency_ms_{name}": times[name] for name in ("p50", "p95")}
+    if clip.number_BT is not None:
+        frames = clip.number_BT.shape[1]
+        latency |= {f"{split}/latency_ms_per_frame_{name}": times[name] / frames for name in ("p50", "p95")}
+    return latency
 
 
 def _start_tracking(
@@ -325,7 +332,8 @@ def _finish_tracking(run: Any, resolved: Resolved, result: Path) -> None:
         # By this tag lineage finds the run that made what a stage read, also where that was not a model.
         run.set_tags({"model_digest": _leaves_digest([result / leaf for leaf in resolved.stage.leaves])})
     run.finish("FINISHED")
-    shown = {k: v for k, v in metrics.items() if k.endswith(("/top1", "/num_evaluated", "/num_listed"))}
+    endings = ("/top1", "/map50", "/num_evaluated", "/num_listed")
+    shown = {k: v for k, v in metrics.items() if k.endswith(endings)}
     print(f"{resolved.ref}: " + ", ".join(f"{k} {v:.4g}" for k, v in sorted(shown.items())), file=sys.stderr)
 
 
