@@ -183,9 +183,7 @@ class Alignment(nn.Module):
         descriptors = descriptors.to(torch.promote_types(descriptors.dtype, torch.float32))
         if self.config.similarity == "cosine":
             descriptors = F.normalize(descriptors, dim=1)
-        return AlignedKey(
-            memory_MCHW, lay_out_memory(values, canvas), lay_out_memory(descriptors, canvas), canvas
-        )
+        return AlignedKey(memory_MCHW, lay_out_memory(values, canvas), lay_out_memory(descriptors, canvas), canvas)
 
     def forward(
         self,
@@ -257,9 +255,7 @@ class Alignment(nn.Module):
             first, embed = self.quality.conv1, self.embed_query
             assert first.bias is not None
             assert embed.bias is not None
-            both = F.conv2d(
-                query_NCHW, torch.cat([first.weight, embed.weight]), torch.cat([first.bias, embed.bias])
-            )
+            both = F.conv2d(query_NCHW, torch.cat([first.weight, embed.weight]), torch.cat([first.bias, embed.bias]))
             quality, embedded = both.split([first.out_channels, embed.out_channels], dim=1)
         else:
             quality, embedded = None, self.embed_query(query_NCHW)

@@ -260,9 +260,7 @@ def _spread(weight: Tensor, query: Tensor, canvas: Canvas) -> Tensor:
     with _no_autocast(weight):
         band = _bands(weight, canvas).to(query.dtype)
         cells, block = canvas.blocks * canvas.block, canvas.block
-        result = query.new_zeros(
-            canvas.memory_rows * canvas.pitch, query.shape[-1], dtype=_at_least_fp32(query.dtype)
-        )
+        result = query.new_zeros(canvas.memory_rows * canvas.pitch, query.shape[-1], dtype=_at_least_fp32(query.dtype))
         for row in range(canvas.window.rows):
             part = torch.bmm(band[row].transpose(1, 2), query)
             # Blocks overlap: their first cells lie side by side, what reaches into the next block comes after.
