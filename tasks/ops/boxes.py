@@ -186,8 +186,9 @@ def _scaled(box: Edges, source: tuple[int, int], stored: tuple[int, int]) -> Edg
         if low >= stored[axis]:
             detail = f"box {box} lies outside of a picture of {source[0]}x{source[1]}"
             raise RejectedError(RejectReason.BOXES_MISMATCH, detail)
-        first = round(low, _DECIMALS)
-        sides.append((first, max(round(high, _DECIMALS), round(first + 10**-_DECIMALS, _DECIMALS))))
+        least = 10**-_DECIMALS  # a box never becomes empty by rounding
+        first = min(round(low, _DECIMALS), round(stored[axis] - least, _DECIMALS))
+        sides.append((first, max(round(high, _DECIMALS), round(first + least, _DECIMALS))))
     return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
 
 

@@ -1,5 +1,6 @@
 """`python -m tasks` as a process: light start, exit codes, messages without traceback."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,10 +11,12 @@ import pytest
 import yaml
 
 from data_specs.load import load_spec
+from data_specs.schema import Part
 from infra.settings import Settings
 from tasks.ops.listing import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
+SOURCE_KINDS = str(Part.model_json_schema()["properties"]["source"])
 
 
 def run(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -61,6 +64,12 @@ def test_manifest(root: Path) -> None:
         (("data", "synth", "late", "new", "--segments", "3"), "error: segments: no setting of task 'late'"),
         (("data", "synth", "sound_or_picture", "new", "--frames", "40"), "num_frames: no setting of task 'sound_or_"),
         (("data", "synth", "sound_or_picture", "new", "--fps", "8"), "segment_frames 8 at fps 8 are 1.00 s"),
+        (
+            ("data", "synth", "moving_sprites", "new", "--segments", "2"),
+            "segments: no setting of task 'moving_sprites'",
+        ),
+        (("data", "synth", "moving_sprites", "new", "--interval", "5"), "interval and schedule are settings of regime"),
+        (("data", "synth", "moving_sprites", "plain"), "plain.yaml exists; give another folder, or --force"),
     ],
 )
 def test_errors_are_messages(root: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -140,3 +149,40 @@ def test_videos_with_sound_become_a_data_set(root: Path) -> None:
     assert sorted((row.split, row.label) for row in rows) == sorted(
         (split, label) for split in ("train", "val", "test") for label in spec.labels
     )
+
+
+def test_videos_with_boxes_become_a_data_set(root: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", root)
+    numbers = ("--size", "64", "--frames", "8", "--train", "2", "--val", "1", "--test", "1", "--objects", "2", "2")
+    settings = ("--regime", "non_key", "--interval", "4", "--blur", "3", "9", "--label-every", "2")
+    done = run(root, "data", "synth", "moving_sprites", "data/raw/sprites", *numbers, *settings)
+    assert done.returncode == 0, done.stderr
+    assert "4 videos of 6 classes in data/raw/sprites" in done.stdout
+    assert "dvc repro shards@sprites" in done.stdout
+    config = json.loads((root / "data" / "raw" / "sprites" / "task.json").read_text())["config"]
+    told = {"size": 64, "num_frames": 8, "objects": [2, 2], "interval": 4, "blur": [3.0, 9.0], "label_every": 2}
+    assert config | told == config
+    assert yaml.safe_load((root / "params.yaml").read_text())["datasets"][-1] == "sprites"
+    values = yaml.safe_load((root / "data_specs" / "datasets" / "sprites.yaml").read_text())
+    assert (values["name"], len(values["parts"]), values["clip"]["short_side"]) == ("sprites", 3, 64)
+    again = run(root, "data", "synth", "moving_sprites", "data/raw/sprites", *numbers, *settings)
+    assert again.returncode == 1
+    assert "sprites.yaml exists; give another folder, or --force" in again.stderr
+    done = run(root, "data", "synth", "moving_sprites", "data/raw/sprites", *numbers, "--force")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((root / "data" / "raw" / "sprites" / "task.json").read_text())["config"]["regime"] == "clean"
+
+
+@pytest.mark.skipif("coco_video" not in SOURCE_KINDS, reason="the specification's source has no reader yet")
+def test_boxes_of_sprites_are_listed(root: Path) -> None:
+    numbers = ("--size", "64", "--frames", "8", "--train", "2", "--val", "1", "--test", "1")
+    assert run(root, "data", "synth", "moving_sprites", "data/raw/sprites", *numbers).returncode == 0
+    spec = load_spec("sprites", root / "data_specs" / "datasets")
+    rows = read_manifest(write_manifest(spec, Settings(root=root)))
+    assert sorted((row.split, row.path) for row in rows) == [
+        ("test", "test/00000.mp4"),
+        ("train", "train/00000.mp4"),
+        ("train", "train/00001.mp4"),
+        ("val", "val/00000.mp4"),
+    ]
+    assert all(row.size and row.checksum for row in rows)

@@ -204,8 +204,7 @@ def _metrics(system: System, predictions: Predictions, split: str, loader: ClipL
             arm = classification_metrics(scores, predictions.label, split)
             metrics |= {f"{key}_{name}": value for key, value in arm.items() if key.endswith(("/top1", "/map", "/nll"))}
     else:
-        found = box_metrics(predictions.boxes, predictions.classes)
-        metrics |= {f"{split}/{key}": value for key, value in found.items()}
+        metrics |= box_metrics(predictions.boxes, predictions.classes, split)
     for name, row in system.cost().items():
         suffix = "" if name == "main" else f"_{name}"
         metrics[f"{split}/gmac_per_{row.per}{suffix}"] = row.gmac

@@ -211,12 +211,12 @@ class TrainConfig(_Fits):
     @model_validator(mode="after")
     def _knows_the_method(self) -> "TrainConfig":
         check_method(self.method, self.methods)
-        if self.data.num_frames < 2:
-            raise ValueError("data.num_frames counts key frames and the labelled one: 3 trains a memory of depth 1")
         frames = self.data.num_frames
         if self.chosen.key == "plain":
             # Older key frames have no influence.
             frames = 1 if self.chosen.every_frame else 2
+        elif frames < 2:
+            raise ValueError("data.num_frames counts key frames and the labelled one: 3 trains a memory of depth 1")
         object.__setattr__(self, "data", data_for(self.data, frames, self.chosen))
         return self
 

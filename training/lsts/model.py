@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.core.weights import WeightReport
 from training.lsts.backbone import SplitResNet
 from training.lsts.config import LSTSConfig, MethodConfig
-from training.lsts.fusion import AlignedKey, Alignment, Low2High, identity_where
+from training.lsts.fusion import AlignedKey, Alignment, Low2High, keep_where
 from training.lsts.heads import Boxes, DetectionHead, build_head
 from training.lsts.offsets import Offsets
 
@@ -33,14 +34,28 @@ class LSTS(nn.Module):
         alignment = config.alignment
         if method.offsets is not None:
             alignment = alignment.model_copy(update={"offsets": method.offsets})
-        aligns = method.key == "srfu" or method.non_key == "dfa"
-        self.offsets = Offsets(alignment.offsets) if aligns and method.alignment == "sampled" else None
-        self.srfu = Alignment(alignment, channels, self.offsets) if method.key == "srfu" else None
+        self.offsets: Offsets | None = None
+        self.srfu: Alignment | None = None
         self.dfa: Alignment | None = None
         self.low2high: Low2High | None = None
-        if method.non_key == "dfa":
-            self.dfa = Alignment(alignment, channels, self.offsets)
-            self.low2high = Low2High(self.backbone.low_channels, channels, alignment.low2high)
+        if method.key == "srfu" or method.non_key == "dfa":
+            self.offsets = Offsets(alignment.offsets)
+            if method.key == "srfu":
+                self.srfu = Alignment(alignment, channels, self.offsets)
+            if method.non_key == "dfa":
+                self.dfa = Alignment(alignment, channels, self.offsets)
+                self.low2high = Low2High(self.backbone.low_channels, channels, alignment.low2high)
+        if method.alignment == "truth":
+            # Nothing is compared: what the comparison is made of has no gradients.
+            for part in (
+                self.offsets,
+                *(a.embed_memory for a in self._alignments()),
+                *(a.embed_query for a in self._alignments()),
+            ):
+                part.requires_grad_(False)
+
+    def _alignments(self) -> list[Alignment]:
+        return [part for part in (self.srfu, self.dfa) if part is not None]
 
     # --- one frame -----------------------------------------------------------------------------
 
@@ -72,7 +87,7 @@ class LSTS(nn.Module):
         if memory is None or self.srfu is None:
             return own_NCHW
         fused, _ = self.srfu(self.srfu.key(memory), own_NCHW, displacement_N2HW=displacement_N2HW)
-        return fused if same_N is None else identity_where(same_N, memory, fused)
+        return fused if same_N is None else keep_where(same_N, memory, fused)
 
     def updated(self, own_NCHW: Tensor, fused_NCHW: Tensor) -> Tensor:
         """Return the memory after a key frame, ρ·T + (1 − ρ)·F."""
@@ -146,7 +161,7 @@ class LSTS(nn.Module):
         step = None if displacement_BS2HW is None else displacement_BS2HW[:, -1]
         result, _ = self.aggregate(low[:, -1], key, step)
         same = number_BT[:, -1] == number_BT[:, -2]
-        return identity_where(same, memory, result), {}
+        return keep_where(same, memory, result), {}
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -176,9 +191,10 @@ class LSTS(nn.Module):
         if wanted or unexpected:
             raise ValueError(f"the detector's weights do not fit: missing {wanted[:5]}, unexpected {unexpected[:5]}")
 
-    def load_weights(self, root: Path) -> str | None:
+    def load_weights(self, root: Path) -> WeightReport | None:
         """Load published weights of the backbone, where the config names some; returns what fitted."""
-        return self.backbone.load(root)
+        file = self.config.backbone.weights
+        return None if file is None else self.backbone.load(file, root)
 
 
 def displacements(

@@ -93,7 +93,8 @@ def video_of() -> Callable[..., RawBatch]:
 
     def make(frames: int, seed: int = 0, height: int = 32, width: int = 48) -> RawBatch:
         generator = torch.Generator().manual_seed(seed)
-        base = torch.randint(0, 256, (height, width, 3), generator=generator).float()
+        blocks = torch.randint(0, 256, (height // 8, width // 8, 3), generator=generator).float()
+        base = blocks.repeat_interleave(8, 0).repeat_interleave(8, 1)
         change = torch.randint(-60, 60, (frames, height, width, 3), generator=generator).float()
         number = torch.arange(frames)
         box = torch.stack([number % 20, number % 9, number % 20 + 14, number % 9 + 12], dim=1).float()

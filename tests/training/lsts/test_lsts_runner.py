@@ -27,8 +27,8 @@ class Calls:
         self.low = 0
         self.light: list[int] = []
         backbone = system.model.backbone
-        backbone.layer4.register_forward_hook(lambda module, inputs, output: self._count("high", inputs[0]))
-        backbone.layer1.register_forward_hook(lambda module, inputs, output: self._count("low", inputs[0]))
+        backbone.layer4[0].conv1.register_forward_hook(lambda module, inputs, output: self._count("high", inputs[0]))
+        backbone.conv1.register_forward_hook(lambda module, inputs, output: self._count("low", inputs[0]))
         if system.model.low2high is not None:
             system.model.low2high.register_forward_hook(
                 lambda module, inputs, output: self.light.append(inputs[0].shape[0])
@@ -152,7 +152,7 @@ def test_nothing_of_one_video_reaches_the_next(system_of: Make, method_of: Metho
 def test_a_scene_cut_drops_the_memory(system_of: Make, method_of: Method, video_of: Video, frames_of: Cut) -> None:
     first, second = video_of(13, seed=3), video_of(30, seed=4)
     later = frames_of(second, 13, 30)
-    system = system_of(method_of(schedule="online", scene_cut=20.0))
+    system = system_of(method_of(schedule="online", scene_cut=30.0))
     cut = answer(system, first, later)
     assert cut.extras["cuts"].tolist() == [13]
     assert cut.key_frames == (0, 10, 13, 23)
@@ -191,16 +191,15 @@ def test_reused_boxes_are_those_of_the_key_frame(system_of: Make, method_of: Met
 def test_told_cost_is_what_was_executed(system_of: Make, method_of: Method, video_of: Video, changes: dict) -> None:
     """§12.11: GMAC of a video, against torch's counter of what ran (matrix products and convolutions)."""
     system = system_of(method_of(**changes))
+    system.requires_grad_(False)  # torch's counter stumbles over parameters in inference mode
     video = video_of(33)
     with FlopCounterMode(display=False) as counter:
         found = answer(system, video)
     executed = counter.get_total_flops() / 2e9
-    batch = system.prepare(video, train=False)
-    height, width = batch.video_BCTHW.shape[-2:]
     resampling = FlopCounterMode(display=False)
     with resampling:
-        for start in range(0, 33):
-            system.prepare(video, train=False) if start == 0 else None
+        batch = system.prepare(video, train=False)
+    height, width = batch.video_BCTHW.shape[-2:]
     # Scaling of the frames is no part of a network's cost, and element-wise sums are none of the counter's.
     elementwise = found.gmac - (executed - resampling.get_total_flops() / 2e9)
     costs = system.frame_costs(system.model, height, width)
