@@ -204,10 +204,12 @@ class VideoClassifier:
             Exception: what the decoder raises for a file that it cannot read.
         """
         from training.core.evaluate_frames import class_scores
+        from training.core.linking import link
 
         times = frame_times(source)
         answer = self.watch(source, num_frames=len(times))
-        found = answer.detections[answer.detections.score_N >= least_score]
+        # Tracks are of what is returned: what is left out links nothing.
+        found = link(answer.detections[answer.detections.score_N >= least_score])
         best = self._best(class_scores(answer.detections, len(self.classes)), top)
         return Result(name, *best, watched=watched_of(answer, found, times, self.classes))
 

@@ -179,7 +179,10 @@ def test_objects_of_a_video(model, video):
         assert found.time_s == pytest.approx(found.frame / 10)
         assert found.key_frame == (found.frame % 5 == 0)
         assert found.score > 0.85
-    assert [found.frame for found in watched.objects if found.label == "blue"] == list(range(6, FRAMES))
+        assert found.track == 0
+    blue = [found for found in watched.objects if found.label == "blue"]
+    assert [found.frame for found in blue] == list(range(6, FRAMES))
+    assert {found.track for found in blue} == {1}
     assert result.classes == ("red", "blue", "green")
     assert result.scores[2] == 0
 
@@ -204,7 +207,7 @@ def test_table_has_objects_as_json(model, video, tmp_path):
     assert first == second
     assert first[0] == {
         "frame": 0, "time_s": 0.0, "box": [4.0, 24.0, 20.0, 40.0], "label": "red", "score": first[0]["score"],
-        "track": first[0]["track"], "key_frame": True,
+        "track": 0, "key_frame": True,
     }  # fmt: skip
     assert none == failed == []
     assert table["label"].tolist() == ["red", "red", "", ""]
@@ -226,9 +229,9 @@ def test_summary_in_words(model, video):
     lines = object_lines(VideoClassifier(model).classify(video).watched)
     assert lines[0] == "17 frames, 4 key frames, 1 scene cut, 0.5 GMAC per frame"
     assert lines[1].startswith("  red: ")
-    assert "17 frames, score up to 9" in lines[1]
+    assert "1 object in 17 frames, score up to 9" in lines[1]
     assert lines[2].startswith("  blue: ")
-    assert "11 frames" in lines[2]
+    assert "1 object in 11 frames" in lines[2]
     assert object_lines(Watched((), (0.0,), (0,), (), 1.0)) == [
         "1 frame, 1 key frame, 1 GMAC per frame",
         "  no objects",

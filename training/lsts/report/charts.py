@@ -24,7 +24,7 @@ COST = "GMAC per frame, executed"
 MOST = 60
 """Classes with a chart of their own; of more nobody looks at them."""
 CELL = 0.5
-"""Width of the bins of offsets and displacements, cells."""
+"""Width of the bins of offsets and displacements, cells; one is centred on 0."""
 
 
 def said(detector: Detector, name: str) -> str:
@@ -142,7 +142,7 @@ def offsets(motion: Motion) -> tuple[str, Legend]:
     reach = max(float(np.abs(table).max()) for table in tables)
     if len(motion.true_P2):
         reach = max(reach, float(np.quantile(np.abs(motion.true_P2), 0.99)))
-    half = max(2.0, math.ceil(reach + 0.25))
+    half = max(2.0, math.ceil(reach)) + CELL / 2
 
     def px(x: float) -> float:
         return LEFT + SIDE * (x + half) / (2 * half)
@@ -199,7 +199,7 @@ def _heat(true_P2: Floats, half: float, px, py) -> list[str]:  # type: ignore[no
     """Return the displacements as shaded bins; the shade is the root of the share, so that rare ones are seen."""
     if not len(true_P2):
         return []
-    edges = np.arange(-half, half + CELL / 2, CELL)
+    edges = np.linspace(-half, half, round(2 * half / CELL) + 1)
     counts_XY, _, _ = np.histogram2d(true_P2[:, 0], true_P2[:, 1], bins=[edges, edges])
     top = counts_XY.max() or 1.0
     side = px(CELL) - px(0.0)
@@ -212,16 +212,15 @@ def _heat(true_P2: Floats, half: float, px, py) -> list[str]:  # type: ignore[no
 
 
 def _marginal(rows: Sequence[tuple[str, Floats]], axis: int, half: float, px, py) -> list[str]:  # type: ignore[no-untyped-def]
-    """Return the distributions along an axis as outlines, above the square (x) or at its right (y)."""
-    edges = np.arange(-half, half + CELL / 2, CELL)
+    """Return the distributions along an axis as outlines of equal height: above the square (x) or at its right (y)."""
+    edges = np.linspace(-half, half, round(2 * half / CELL) + 1)
     shares_ = [np.histogram(np.clip(values, -half, half), bins=edges)[0] / len(values) for _, values in rows]
-    top = max(float(share.max()) for share in shares_)
     base = TOP + BESIDE - 6 if axis == 0 else LEFT + SIDE + 6
     parts = []
     for (kind, _), share in zip(rows, shares_, strict=True):
         places = []
         for i, value in enumerate(share.tolist()):
-            away = (BESIDE - 14) * value / top
+            away = (BESIDE - 14) * value / float(share.max())
             for edge in (edges[i], edges[i + 1]):
                 places.append((px(edge), base - away) if axis == 0 else (base + away, py(edge)))
         ends = [(px(e), base) if axis == 0 else (base, py(e)) for e in (edges[0], edges[-1])]

@@ -140,7 +140,7 @@ def shot(picture: NDArray[np.uint8], detector: Detector, frame: HardFrame, class
     height, width = picture.shape[:2]
     here_N = np.flatnonzero((ranked.frame_N == frame.place) & (ranked.score_N >= detector.sure))
     seen = set(matched.plain_N[here_N].tolist())
-    size = max(height, width) / 34
+    size = max(height, width) / 21
     parts = [f'<image href="{_data(picture)}" width="{width}" height="{height}"/>']
     for m in range(int(objects.first_F[frame.place]), int(objects.first_F[frame.place + 1])):
         name = classes[int(objects.label_M[m])]
@@ -148,12 +148,12 @@ def shot(picture: NDArray[np.uint8], detector: Detector, frame: HardFrame, class
         words = name if m in seen else f"{name}: missed"
         parts.append(_rect(objects.box_M4[m], kind, words))
         if m not in seen:
-            parts.append(_words(objects.box_M4[m], words, "missed", size, height, below=True))
+            parts.append(_words(objects.box_M4[m], words, "missed", size, (width, height), below=True))
     for n in here_N[np.argsort(ranked.score_N[here_N], kind="stable")].tolist():
         kind = "right" if matched.plain_N[n] >= 0 else "wrong"
         words = f"{classes[int(ranked.label_N[n])]} {ranked.score_N[n]:.0%}"
         parts.append(_rect(ranked.box_N4[n], kind, f"{words}, {kind}"))
-        parts.append(_words(ranked.box_N4[n], words, kind, size, height))
+        parts.append(_words(ranked.box_N4[n], words, kind, size, (width, height)))
     label = escape(f"frame {frame.frame} with boxes of {detector.name}", quote=True)
     return f'<svg class="shot" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
@@ -178,16 +178,19 @@ def _rect(box: NDArray[Any], kind: str, words: str) -> str:
     )
 
 
-def _words(box: NDArray[Any], words: str, kind: str, size: float, height: int, below: bool = False) -> str:
-    """Write above a box, or below it; inside where there is no room."""
+def _words(box: NDArray[Any], words: str, kind: str, size: float, picture: tuple[int, int], below: bool = False) -> str:
+    """Write above a box, or below it; inside where there is no room. What would not fit ends at the right edge."""
+    width, height = picture
     x0, y0, _, y1 = (float(edge) for edge in box)
     line = y1 + 1.05 * size if below else y0 - 0.3 * size
     if line > height - 2:
         line = y1 - 0.4 * size
     elif line < size:
         line = y0 + 1.05 * size
+    wide = 0.66 * size * len(words)
+    x, anchor = (width - 1, "end") if max(1.0, x0) + wide > width else (max(1.0, x0), "start")
     return (
-        f'<text class="{kind}" x="{max(1.0, x0):.1f}" y="{line:.1f}" style="font-size:{size:.1f}px">'
+        f'<text class="{kind}" x="{x:.1f}" y="{line:.1f}" text-anchor="{anchor}" style="font-size:{size:.1f}px">'
         f"{escape(words)}</text>"
     )
 
