@@ -59,12 +59,17 @@ def _dot_flop(left: torch.Size, *args: Any, out_shape: Any = None, **kwargs: Any
     return 2 * math.prod(left)
 
 
-# Products with a vector are missing in torch's table.
+def _baddbmm_flop(sum_: torch.Size, left: torch.Size, right: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+# Products with a vector, and those added in place, are missing in torch's table.
 _MORE_FORMULAS: dict[Any, Any] = {
     torch.ops.aten.mv: _mv_flop,
     torch.ops.aten.addmv: _addmv_flop,
     torch.ops.aten.dot: _dot_flop,
     torch.ops.aten.vdot: _dot_flop,
+    torch.ops.aten.baddbmm_: _baddbmm_flop,
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from training.backbones.resnet import DEPTHS, BasicBlock, Bottleneck
-from training.core.config import ConfigError, WeightsFile
+from training.core.config import ConfigError
 from training.core.weights import WeightReport, load_published
 from training.lsts.config import BackboneConfig
 from training.lsts.fusion import new_conv
@@ -99,6 +99,10 @@ class SplitResNet(nn.Module):
         cut = self.config.split
         return [*stages[0], *stages[1], *stages[2][:cut]], [*stages[2][cut:], *stages[3]]
 
+    def low_parts(self) -> list[nn.Module]:
+        """Return the modules of the low-level network; all others belong to the high-level one."""
+        return [self.conv1, self.bn1, *self._blocks()[0]]
+
     def low(self, image_N3HW: Tensor) -> Tensor:
         """Images → low-level features (N,low_channels,⌈H/stride⌉,⌈W/stride⌉): the last block's sum before its ReLU."""
         x = F.relu(self.bn1(self.conv1(image_N3HW)), inplace=True)
@@ -135,16 +139,21 @@ class SplitResNet(nn.Module):
         for stage in range(1, self.config.frozen_stages):
             yield getattr(self, f"layer{stage}")
 
-    def load(self, file: WeightsFile, root: Path) -> WeightReport:
-        """Load weights of the classifier in torchvision's layout; its head is left out, `feat` keeps its values.
+    def load(self, root: Path) -> WeightReport | None:
+        """Load `config.weights`, those of the classifier in torchvision's layout; `feat` keeps its own.
+
+        Args:
+            root: folder that a relative path starts from.
 
         Returns:
-            What fitted; the names that were left out are its `ignored`.
+            What fitted, or None where no weights are named; the names of its head are in `ignored`.
 
         Raises:
             WeightError: see `load_published`.
         """
-        return load_published(self, file, root, ignore=("fc.*", "feat.*"))
+        if self.config.weights is None:
+            return None
+        return load_published(self, self.config.weights, root, ignore=("fc.*", "feat.*"))
 
 
 def _scaled(channels: int, width: float) -> int:

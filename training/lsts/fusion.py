@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from training.lsts.config import AlignmentConfig
 from training.lsts.offsets import Offsets
-from training.lsts.sampling import Canvas, gather_bilinear, lay_out_memory, sample_factorised
+from training.lsts.sampling import Canvas, at_least_fp32, gather_bilinear, lay_out_memory, sample_factorised
 
 Layers = Literal["code", "paper"]
 
@@ -102,7 +102,7 @@ def warp(memory_MCHW: Tensor, displacement_N2HW: Tensor) -> Tensor:
     return gather_bilinear(memory_MCHW, x, y).to(memory_MCHW.dtype)
 
 
-def keep_where(flag_N: Tensor, kept_NCHW: Tensor, computed_NCHW: Tensor) -> Tensor:
+def identity_where(flag_N: Tensor, kept_NCHW: Tensor, computed_NCHW: Tensor) -> Tensor:
     """Return `kept` bit for bit in the rows whose flag is set: where both frames of a pair are the same one (§7)."""
     return torch.where(flag_N[:, None, None, None], kept_NCHW, computed_NCHW)
 
@@ -112,15 +112,17 @@ class AlignedKey(NamedTuple):
 
     memory_MCHW: Tensor
     """R."""
-    values_MLC: Tensor
-    """R, and the first layer of its quality without bias, laid out."""
-    descriptors_MLE: Tensor
-    """f(R), laid out; fp32 at least."""
-    canvas: Canvas
+    sampled: tuple[Tensor, Tensor, Canvas] | None
+    """Laid out: R, and with it the first layer of its quality without bias, (M,L,C'), and f(R) (M,L,E), fp32 at least;
+    None where nothing is sampled."""
 
     def rows(self, row_N: Tensor) -> "AlignedKey":
         """Return one memory per frame (int64 row numbers)."""
-        return AlignedKey(*(part.index_select(0, row_N) for part in self[:3]), self.canvas)
+        memory = self.memory_MCHW.index_select(0, row_N)
+        if self.sampled is None:
+            return AlignedKey(memory, None)
+        values, descriptors, canvas = self.sampled
+        return AlignedKey(memory, (values.index_select(0, row_N), descriptors.index_select(0, row_N), canvas))
 
 
 class AlignmentAux(NamedTuple):
@@ -138,26 +140,33 @@ class Alignment(nn.Module):
     Args:
         config: of the operator and the fusion.
         channels: C of memories and frames.
-        offsets: shared by all uses, and owned by none: it is no part of this module's state.
+        offsets: shared by all uses, and owned by none: it is no part of this module's state. None: nothing is sampled,
+            frames come with their displacements.
     """
 
-    def __init__(self, config: AlignmentConfig, channels: int, offsets: Offsets) -> None:
+    def __init__(self, config: AlignmentConfig, channels: int, offsets: Offsets | None) -> None:
         super().__init__()
         self.config = config
-        self.embed_memory = new_conv(channels, config.embed_channels, 1)
-        self.embed_query = new_conv(channels, config.embed_channels, 1)
         self.quality = QualityNet(channels, config.quality)
-        self.temperature = nn.Parameter(torch.tensor(TEMPERATURE)) if config.similarity == "cosine" else None
+        self.embed_memory: nn.Conv2d | None = None
+        self.embed_query: nn.Conv2d | None = None
+        self.temperature: nn.Parameter | None = None
+        if offsets is not None:
+            self.embed_memory = new_conv(channels, config.embed_channels, 1)
+            self.embed_query = new_conv(channels, config.embed_channels, 1)
+            if config.similarity == "cosine":
+                self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
+        # In a tuple it is not registered.
         self._offsets = (offsets,)
 
     @property
-    def offsets(self) -> Offsets:
+    def offsets(self) -> Offsets | None:
         """The table of displacements."""
         return self._offsets[0]
 
     @property
     def commutes(self) -> bool:
-        """Whether the quality of an aligned map can be had from that of the memory.
+        """Whether the first layer of an aligned map's quality can be had from the memory's (§15.5).
 
         Alignment is linear and the same for every channel, so a 1×1 convolution may come before it; one of 3×3 may not.
         """
@@ -165,25 +174,23 @@ class Alignment(nn.Module):
 
     def key(self, memory_MCHW: Tensor) -> AlignedKey:
         """Compute what all frames share that are aligned with these memories."""
+        if self.offsets is None:
+            return AlignedKey(memory_MCHW, None)
+        assert self.embed_memory is not None
         if not torch.compiler.is_compiling():
             self.offsets.refresh()
         canvas = Canvas.of(memory_MCHW, self.offsets.window)
-        values = memory_MCHW
         if self.commutes:
-            # The memory comes in the precision of the layer's result, in which the products are computed.
-            first = self.quality.conv1
-            both = F.conv2d(memory_MCHW, torch.cat([first.weight, self.embed_memory.weight]))
-            quality, descriptors = both.split([first.out_channels, self.config.embed_channels], dim=1)
-            assert self.embed_memory.bias is not None
-            descriptors = descriptors + self.embed_memory.bias.to(descriptors.dtype)[:, None, None]
+            quality, descriptors = _together(memory_MCHW, (self.quality.conv1, False), (self.embed_memory, True))
+            # Under autocast the memory is mixed in the precision that convolutions have.
             values = torch.cat([memory_MCHW.to(quality.dtype), quality], dim=1)
         else:
             descriptors = self.embed_memory(memory_MCHW)
-            values = values.to(descriptors.dtype)
-        descriptors = descriptors.to(torch.promote_types(descriptors.dtype, torch.float32))
+            values = memory_MCHW.to(descriptors.dtype)
+        descriptors = descriptors.to(at_least_fp32(descriptors.dtype))
         if self.config.similarity == "cosine":
             descriptors = F.normalize(descriptors, dim=1)
-        return AlignedKey(memory_MCHW, lay_out_memory(values, canvas), lay_out_memory(descriptors, canvas), canvas)
+        return AlignedKey(memory_MCHW, (lay_out_memory(values, canvas), lay_out_memory(descriptors, canvas), canvas))
 
     def forward(
         self,
@@ -208,61 +215,66 @@ class Alignment(nn.Module):
             T (N,C,H,W) of the query's type, and how it came about.
 
         Raises:
-            ValueError: numbers of frames and memories that do not go together, or maps of another size.
+            ValueError: numbers of frames and memories that do not go together, maps of another size, or neither offsets
+                nor displacements.
         """
-        if query_NCHW.shape[-2:] != key.memory_MCHW.shape[-2:]:
-            raise ValueError(
-                f"frames of {tuple(query_NCHW.shape[-2:])} cells cannot be aligned with memories of "
-                f"{tuple(key.memory_MCHW.shape[-2:])}"
-            )
         if rows_N is not None:
             key = key.rows(rows_N)
+        frames, memories = len(query_NCHW), len(key.memory_MCHW)
+        if frames % memories:
+            raise ValueError(f"{frames} frames cannot share {memories} memories evenly; say which by rows")
+        if query_NCHW.shape[1:] != key.memory_MCHW.shape[1:]:
+            raise ValueError(
+                f"frames of {tuple(query_NCHW.shape[1:])} channels and cells cannot be aligned with memories of "
+                f"{tuple(key.memory_MCHW.shape[1:])}"
+            )
         share: Tensor | None = None
         if displacement_N2HW is not None:
-            memories, frames = len(key.memory_MCHW), len(query_NCHW)
             memory = key.memory_MCHW.repeat_interleave(frames // memories, dim=0)
-            aligned = warp(memory, displacement_N2HW)
-            own, other = self.quality(torch.cat([query_NCHW, aligned.to(query_NCHW.dtype)])).chunk(2)
+            aligned = warp(memory, displacement_N2HW).to(query_NCHW.dtype)
+            own, other = self.quality(query_NCHW), self.quality(aligned)
+        elif key.sampled is None:
+            raise ValueError("an alignment without offsets needs the displacements of each frame")
+        elif self.commutes:
+            assert self.embed_query is not None
+            first, embedded = _together(query_NCHW, (self.quality.conv1, True), (self.embed_query, True))
+            mixed, share = self._sample(key.sampled, embedded, shares)
+            channels = query_NCHW.shape[1]
+            aligned, other = mixed.split([channels, mixed.shape[1] - channels], dim=1)
+            assert self.quality.conv1.bias is not None
+            other = other + self.quality.conv1.bias.to(other.dtype)[:, None, None]
+            own, other = self.quality.rest(torch.cat([first, other.to(first.dtype)])).chunk(2)
         else:
-            first, embedded = self._query(query_NCHW)
-            mixed, share = sample_factorised(
-                key.values_MLC,
-                key.descriptors_MLE,
-                embedded,
-                self.offsets(),
-                key.canvas,
-                border=self.config.border,
-                shares=shares,
-            )
-            if first is not None:
-                channels = query_NCHW.shape[1]
-                aligned, first_of_aligned = mixed.split([channels, mixed.shape[1] - channels], dim=1)
-                assert self.quality.conv1.bias is not None
-                first_of_aligned = first_of_aligned + self.quality.conv1.bias.to(mixed.dtype)[:, None, None]
-                own, other = self.quality.rest(torch.cat([first, first_of_aligned])).chunk(2)
-            else:
-                aligned = mixed
-                own, other = self.quality(torch.cat([query_NCHW, aligned.to(query_NCHW.dtype)])).chunk(2)
+            assert self.embed_query is not None
+            aligned, share = self._sample(key.sampled, self.embed_query(query_NCHW), shares)
+            own, other = self.quality(query_NCHW), self.quality(aligned.to(query_NCHW.dtype))
         # A softmax over two logits. The sum is one step from one map to the other: equal maps give just that map.
-        logit = (own - other).to(torch.promote_types(own.dtype, torch.float32))
-        weight = logit.sigmoid()
+        weight = (own - other).to(at_least_fp32(own.dtype)).sigmoid()
         fused = torch.lerp(aligned.to(query_NCHW.dtype), query_NCHW, weight.to(query_NCHW.dtype))
         return fused, AlignmentAux(weight, share)
 
-    def _query(self, query_NCHW: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the first layer of the frames' quality, where it is one with the descriptors, and these, scaled."""
-        if self.commutes:
-            first, embed = self.quality.conv1, self.embed_query
-            assert first.bias is not None
-            assert embed.bias is not None
-            both = F.conv2d(query_NCHW, torch.cat([first.weight, embed.weight]), torch.cat([first.bias, embed.bias]))
-            quality, embedded = both.split([first.out_channels, embed.out_channels], dim=1)
-        else:
-            quality, embedded = None, self.embed_query(query_NCHW)
-        embedded = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
+    def _sample(
+        self, sampled: tuple[Tensor, Tensor, Canvas], embedded_NEHW: Tensor, shares: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the aligned values and S; the frames' descriptors are scaled here."""
+        assert self.offsets is not None
+        values, descriptors, canvas = sampled
+        embedded_NEHW = embedded_NEHW.to(at_least_fp32(embedded_NEHW.dtype))
         if self.config.similarity == "scaled":
-            embedded = embedded / math.sqrt(embedded.shape[1])
+            embedded_NEHW = embedded_NEHW / math.sqrt(embedded_NEHW.shape[1])
         elif self.config.similarity == "cosine":
             assert self.temperature is not None
-            embedded = F.normalize(embedded, dim=1) * self.temperature
-        return quality, embedded
+            embedded_NEHW = F.normalize(embedded_NEHW, dim=1) * self.temperature
+        return sample_factorised(
+            values, descriptors, embedded_NEHW, self.offsets(), canvas, border=self.config.border, shares=shares
+        )
+
+
+def _together(map_NCHW: Tensor, *layers: tuple[nn.Conv2d, bool]) -> tuple[Tensor, ...]:
+    """Apply 1×1 convolutions to the same map as one; of each: whether with its bias."""
+    weights = torch.cat([conv.weight for conv, _ in layers])
+    biases = []
+    for conv, with_bias in layers:
+        assert conv.bias is not None
+        biases.append(conv.bias if with_bias else torch.zeros_like(conv.bias))
+    return F.conv2d(map_NCHW, weights, torch.cat(biases)).split([conv.out_channels for conv, _ in layers], dim=1)

@@ -75,7 +75,7 @@ class Offsets(nn.Module):
             self.table.copy_(table)
         self._pending: _Copy | None = None
         self._see(_extent(table).tolist())
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+        self.register_load_state_dict_post_hook(_forget_after_loading)
 
     # --- what the host knows --------------------------------------------------------------------
 
@@ -178,13 +178,17 @@ class Offsets(nn.Module):
     def statistics(self) -> dict[str, Tensor]:
         """Return scalars on the device: mean |x|, mean |y| and the largest of both, cells."""
         size = self.table.abs()
-        return {"offset_x": size[:, 0].mean(), "offset_y": size[:, 1].mean(), "offset_max": size.max()}
+        return {"mean_x": size[:, 0].mean(), "mean_y": size[:, 1].mean(), "max": size.max()}
 
     @torch.no_grad()
     def twins(self, distance: float = 0.05) -> Tensor:
         """Return which locations (K,) lie within `distance` cells of an earlier one, and add nothing to it."""
         apart = torch.cdist(self.table, self.table)
         return ((apart < distance) & torch.ones_like(apart, dtype=torch.bool).tril(-1)).any(1)
+
+
+def _forget_after_loading(offsets: Offsets, _keys: object) -> None:
+    offsets._forget()
 
 
 def usage(share_NKHW: Tensor) -> Tensor:

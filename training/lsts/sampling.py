@@ -24,10 +24,10 @@ from torch import Tensor
 Similarity = Literal["softmax", "scaled", "cosine"]
 Border = Literal["zero", "mask"]
 
-BLOCK = {"cpu": 16}
+BLOCK = {"cuda": 32}
 """Cells per block by type of device; larger blocks waste more products and are larger matrices."""
 
-DEFAULT_BLOCK = 64
+DEFAULT_BLOCK = 16
 
 
 # --- as written -------------------------------------------------------------------------------
@@ -220,7 +220,8 @@ def _unbanded(band: Tensor, frames: int, canvas: Canvas) -> Tensor:
     return skewed[..., : canvas.window.columns]
 
 
-def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which sums are computed."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -232,7 +233,7 @@ def _correlate(query: Tensor, memory_LC: Tensor, canvas: Canvas) -> Tensor:
     """Scalar products of query cells with all shifted memory cells, at least fp32: (blocks,N,block,D)."""
     with _no_autocast(query):
         frames = query.shape[1] // canvas.block
-        dtype = _at_least_fp32(query.dtype)
+        dtype = at_least_fp32(query.dtype)
         query, memory_LC = query.to(dtype), memory_LC.to(dtype)
         rows = [
             _unbanded(torch.bmm(query, _reached(memory_LC, row, canvas)), frames, canvas)
@@ -260,7 +261,9 @@ def _spread(weight: Tensor, query: Tensor, canvas: Canvas) -> Tensor:
     with _no_autocast(weight):
         band = _bands(weight, canvas).to(query.dtype)
         cells, block = canvas.blocks * canvas.block, canvas.block
-        result = query.new_zeros(canvas.memory_rows * canvas.pitch, query.shape[-1], dtype=_at_least_fp32(query.dtype))
+        result = query.new_zeros(
+            canvas.memory_rows * canvas.pitch, query.shape[-1], dtype=at_least_fp32(query.dtype)
+        )
         for row in range(canvas.window.rows):
             part = torch.bmm(band[row].transpose(1, 2), query)
             # Blocks overlap: their first cells lie side by side, what reaches into the next block comes after.
@@ -365,7 +368,7 @@ def sample_factorised(
     if frames % memories:
         raise ValueError(f"{frames} frames cannot share {memories} memories evenly; say which by rows")
     with _no_autocast(query_NEHW):
-        dtype = _at_least_fp32(query_NEHW.dtype)
+        dtype = at_least_fp32(query_NEHW.dtype)
         weights_KD = bilinear_weights(offsets_K2, canvas.window).to(dtype)
         outside = _outside(offsets_K2, canvas) if border == "mask" else None
         aligned, attention = [], []

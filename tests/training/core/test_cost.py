@@ -71,6 +71,12 @@ def test_inside_inference_mode():
         assert count_macs(layer, x) == outside
 
 
+def test_products_that_are_added_in_place():
+    left, right = torch.randn(3, 4, 5), torch.randn(3, 5, 6)
+    assert count_macs(lambda: torch.zeros(3, 4, 6).baddbmm_(left, right)) == 3 * 4 * 5 * 6
+    assert count_macs(lambda: torch.baddbmm(torch.zeros(3, 4, 6), left, right)) == 3 * 4 * 5 * 6
+
+
 def test_module_is_left_as_it_was():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout())
     net[0].eval()
