@@ -21,7 +21,8 @@ from training.core.checkpoint import save_model
 from training.core.overlay import OverlayError
 from training.core.overlay_boxes import KEY, PALETTE, Strip, draw_objects, strength, write_boxes
 from training.core.prediction import predict_overlay
-from training.core.serving import VideoClassifier, round_trip, save_pyfunc, signature
+from training.core.round_trip import round_trip
+from training.core.serving import VideoClassifier, save_pyfunc, signature
 from training.registry import FAMILIES
 
 FAMILY = '''
