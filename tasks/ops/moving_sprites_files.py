@@ -105,9 +105,9 @@ def annotation(
     `images` has every frame of the files, `frame_id` from 0 (`file_name` is a name, no file); `is_vid_train_frame` says
     that its objects are known, and `subsets` is either `clean` or `degraded`. `bbox` is x, y, width, height, edges in
     pixels, clipped to the frame; `centre` is that of the whole object, so that the difference between two frames is its
-    true displacement; `visible` is the share of it in the frame and not behind other objects' boxes. An object that left
-    the frame and came back is another instance. Numbers of images, videos, instances and annotations count through the
-    file, from 1.
+    true displacement; `visible` is the share of it in the frame and not behind other objects' boxes. An object that
+    left the frame and came back is another instance. Numbers of images, videos, instances and annotations count through
+    the file, from 1.
 
     Args:
         config: The set they belong to.
