@@ -198,9 +198,9 @@ def spread(item_N: Ints, start_N: Ints, count_N: Ints) -> tuple[Ints, Ints]:
     return item_P, np.repeat(start_N, count_N) + within
 
 
-def chunks(count: int) -> Iterator[slice]:
+def chunks(count: int, size: int = CHUNK) -> Iterator[slice]:
     """Return slices that cover `count` items."""
-    return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _begins(values: Ints) -> NDArray[np.bool_]:
