@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.core.cost import _MORE_FORMULAS
 from training.core.detections import VideoAnswer
 from training.core.system import RawBatch
 from training.lsts.config import MethodConfig
@@ -196,7 +197,7 @@ def test_told_cost_is_what_was_executed(system_of: Make, method_of: Method, vide
     # Prepared beforehand: scaling of the frames is no part of a network's cost.
     batch = system.prepare(video_of(33), train=False)
     costs = system.frame_costs(system.model, *batch.video_BCTHW.shape[-2:])
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_MORE_FORMULAS) as counter:
         told = float(system.predict(batch).extras["gmac"][0])
     assert told == pytest.approx(counter.get_total_flops() / 2e9, rel=1e-6)
     assert told / 33 == pytest.approx(average_gmac(costs, system.method, 33), rel=1e-6)
