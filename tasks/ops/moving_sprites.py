@@ -122,7 +122,8 @@ class MovingSpritesConfig(Strict):
     bars: Range = (0.3, 0.7)
     """Share of an object's box that occluder bars cover."""
     rough: Range = (20.0, 50.0)
-    """Standard deviation of the added noise, grey levels."""
+    """Standard deviation of the added noise, grey levels of a frame of 192; less in proportion in smaller frames, whose
+    objects have fewer pixels, and the same in larger ones."""
     label_every: int = Field(default=4, ge=1)
     """In training videos, objects are labelled in every n-th frame, the first one drawn; elsewhere in all frames."""
 

@@ -102,11 +102,12 @@ def annotation(
 ) -> dict[str, Any]:
     """Return boxes in the layout of COCO-video.
 
-    `images` has every frame of the files, `frame_id` from 0; `is_vid_train_frame` says that its objects are known, and
-    `subsets` is either `clean` or `degraded`. `bbox` is x, y, width, height, edges in pixels, clipped to the frame;
-    `centre` is that of the whole object, so that the difference between two frames is its true displacement;
-    `visible` is the share of it in the frame and not behind other objects' boxes. An object that left the frame and
-    came back is another instance. Numbers of images, videos, instances and annotations count through the file, from 1.
+    `images` has every frame of the files, `frame_id` from 0 (`file_name` is a name, no file); `is_vid_train_frame` says
+    that its objects are known, and `subsets` is either `clean` or `degraded`. `bbox` is x, y, width, height, edges in
+    pixels, clipped to the frame; `centre` is that of the whole object, so that the difference between two frames is its
+    true displacement; `visible` is the share of it in the frame and not behind other objects' boxes. An object that
+    left the frame and came back is another instance. Numbers of images, videos, instances and annotations count through
+    the file, from 1.
 
     Args:
         config: The set they belong to.
@@ -117,13 +118,13 @@ def annotation(
     annotations: list[dict[str, Any]] = []
     size = {"width": config.size, "height": config.size}
     instances = 0
-    for video, (_, plan) in enumerate(videos, start=1):
+    for video, (path, plan) in enumerate(videos, start=1):
         first_image = len(images) + 1
         known = np.ones_like(plan.labelled_T) if everything else plan.labelled_T
         for frame, (labelled, bad) in enumerate(zip(known.tolist(), plan.degraded, strict=True)):
             subsets = ["clean" if bad is None else "degraded"]
             images.append(
-                {"id": first_image + frame, "video_id": video, "frame_id": frame}
+                {"id": first_image + frame, "video_id": video, "frame_id": frame, "file_name": f"{path}#{frame}"}
                 | size
                 | {"is_vid_train_frame": labelled, "subsets": subsets}
             )

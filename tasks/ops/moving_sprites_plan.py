@@ -268,7 +268,7 @@ def _degradation(config: MovingSpritesConfig, split: str, number: int, frame: in
     count = int(rng.integers(config.kinds[0], config.kinds[1] + 1))
     chosen = rng.permutation(len(_KINDS))[:count]
     ranges = (config.blur, config.defocus, config.bars, config.rough)
-    factors = (config.scale, config.scale, 1.0, 1.0)
+    factors = (config.scale, config.scale, 1.0, min(config.scale, 1.0))
     draws = rng.random(len(_KINDS))
     return Degradation(
         *(

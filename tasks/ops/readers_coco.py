@@ -173,7 +173,8 @@ class _Parser:
             at = f"images[{place}]"
             number, video = (self._get(item, name, int, at) for name in ("id", "video_id"))
             frame_id = self._get(item, "frame_id", int, at)
-            file = self._get(item, "file_name", str, at)
+            # Frames of a video file have no file of their own.
+            file = self._get(item, "file_name", str, at) if self._source.fps is not None else ""
             if video not in names:
                 raise ReaderError(f"{self._path}: {at}: video_id {video} is not among `videos`")
             if number in where:

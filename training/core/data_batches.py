@@ -217,7 +217,9 @@ class BatchAssembler:
         return sound, self._tensor([clip.sound is not None for clip in clips], torch.bool)
 
     def _tensor(self, values: Any, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, pin_memory=self._pin)
+        # torch does not pin what it makes of an array.
+        tensor = torch.tensor(values, dtype=dtype)
+        return tensor.pin_memory() if self._pin else tensor
 
     def _labels(self, labels: Sequence[Label]) -> Tensor:
         if not self._multi_label:

@@ -24,7 +24,7 @@ __all__ = [
 MAX_LOG_RATIO = math.log(1000 / 16)
 """Largest logarithm of a decoded box's side over its anchor's; above, exp would overflow before training recovers."""
 
-BLOCK = 512
+BLOCK = 256
 """Boxes of falling score that are compared with one another at once."""
 
 
@@ -165,21 +165,21 @@ def nms_keep(overlap: Tensor, score: Tensor) -> Tensor:
     Returns:
         (…,N) bool, the boxes kept. Of equal scores the first box comes first.
     """
-    place = torch.arange(score.shape[-1], device=score.device)
-    first, second = score.unsqueeze(-1), score.unsqueeze(-2)
-    later = (first < second) | ((first == second) & (place[:, None] > place))
-    return _settle(overlap & later, score > -torch.inf)
+    score = score.contiguous()  # of a transposed one all that follows would be transposed, and the products slow
+    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return _settle(overlap & (rank.unsqueeze(-1) < rank.unsqueeze(-2)), score > -torch.inf)
 
 
-def _settle(suppressed: Tensor, free: Tensor) -> Tensor:
-    """Solve keep_i = free_i ∧ ¬∃ j: suppressed_ij ∧ keep_j, where `suppressed` (…,N,N) has no cycles.
+def _settle(suppresses: Tensor, free: Tensor) -> Tensor:
+    """Solve keep_i = free_i ∧ ¬∃ j: keep_j ∧ suppresses_ji, where `suppresses` (…,N,N) has no cycles.
 
     Such a system has one solution. After n rounds all boxes are right that stand at the end of chains of fewer than n
     suppressions, so that a round which changes nothing was the last.
     """
+    numbers = suppresses.float()  # a product with 0 and 1 is faster than the logic, and sums of them are 0 or not
     keep = free
     while True:
-        after = free & ~(suppressed & keep.unsqueeze(-2)).any(-1)
+        after = free & ((keep.float().unsqueeze(-2) @ numbers).squeeze(-2) == 0)
         if torch.equal(after, keep):
             return keep
         keep = after
@@ -211,7 +211,7 @@ def _by_blocks(
             kept_group = None if group_BN is None else group_BN.gather(1, place_BM)
             over_BNM = _overlaps(box, kept_BM4, group, kept_group, threshold)
             free = free & ~(over_BNM & valid_BM[:, None]).any(-1)
-        keep = _settle(_overlaps(box, box, group, group, threshold).tril(-1), free)
+        keep = _settle(_overlaps(box, box, group, group, threshold).triu(1), free)
         # What is kept moves to the front, in order; a place beyond the end marks the rest.
         place = torch.arange(start, start + box.shape[1], device=box.device).expand(batch, -1)
         found = torch.cat((torch.where(valid_BM, place_BM, total), torch.where(keep, place, total)), 1)

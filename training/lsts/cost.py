@@ -1,9 +1,9 @@
 """What frames cost: multiply-accumulates of the parts (§10), and of the frames of a model as it runs.
 
 `part_costs` counts as the published figures do: every frame computes both descriptors and both maps' quality, and
-sampling interpolates every channel of K locations. `frame_costs` counts what is executed: what a key frame leaves for its other frames is
-computed once (§15.5), and sampling is products of whole shifts (§15.1) in blocks of `sampling.DEFAULT_BLOCK` cells,
-larger ones on an accelerator.
+sampling interpolates every channel of K locations. `frame_costs` counts what is executed: what a key frame leaves for
+its other frames is computed once (§15.5), and sampling is products of whole shifts (§15.1) in blocks of
+`sampling.DEFAULT_BLOCK` cells. On a CUDA device blocks are larger, which is not counted.
 """
 
 from collections.abc import Mapping

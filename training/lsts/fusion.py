@@ -95,7 +95,7 @@ def warp(memory_MCHW: Tensor, displacement_N2HW: Tensor) -> Tensor:
         memory_MCHW: R; M is 1 or N.
         displacement_N2HW: u, x and y in cells: where in the memory the content of each cell is.
     """
-    frames, _, height, width = displacement_N2HW.shape
+    height, width = displacement_N2HW.shape[2:]
     device, dtype = displacement_N2HW.device, displacement_N2HW.dtype
     x = displacement_N2HW[:, 0] + torch.arange(width, device=device, dtype=dtype)
     y = displacement_N2HW[:, 1] + torch.arange(height, device=device, dtype=dtype)[:, None]

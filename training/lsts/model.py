@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.core.weights import WeightReport
 from training.lsts.backbone import SplitResNet
 from training.lsts.config import LSTSConfig, MethodConfig
-from training.lsts.fusion import AlignedKey, Alignment, Low2High, keep_where
+from training.lsts.fusion import AlignedKey, Alignment, Low2High, identity_where
 from training.lsts.heads import Boxes, DetectionHead, build_head
 from training.lsts.offsets import Offsets
 
@@ -39,23 +39,13 @@ class LSTS(nn.Module):
         self.dfa: Alignment | None = None
         self.low2high: Low2High | None = None
         if method.key == "srfu" or method.non_key == "dfa":
-            self.offsets = Offsets(alignment.offsets)
+            # Where the true displacements are known nothing is compared.
+            self.offsets = Offsets(alignment.offsets) if method.alignment == "sampled" else None
             if method.key == "srfu":
                 self.srfu = Alignment(alignment, channels, self.offsets)
             if method.non_key == "dfa":
                 self.dfa = Alignment(alignment, channels, self.offsets)
                 self.low2high = Low2High(self.backbone.low_channels, channels, alignment.low2high)
-        if method.alignment == "truth":
-            # Nothing is compared: what the comparison is made of has no gradients.
-            for part in (
-                self.offsets,
-                *(a.embed_memory for a in self._alignments()),
-                *(a.embed_query for a in self._alignments()),
-            ):
-                part.requires_grad_(False)
-
-    def _alignments(self) -> list[Alignment]:
-        return [part for part in (self.srfu, self.dfa) if part is not None]
 
     # --- one frame -----------------------------------------------------------------------------
 
@@ -87,7 +77,7 @@ class LSTS(nn.Module):
         if memory is None or self.srfu is None:
             return own_NCHW
         fused, _ = self.srfu(self.srfu.key(memory), own_NCHW, displacement_N2HW=displacement_N2HW)
-        return fused if same_N is None else keep_where(same_N, memory, fused)
+        return fused if same_N is None else identity_where(same_N, memory, fused)
 
     def updated(self, own_NCHW: Tensor, fused_NCHW: Tensor) -> Tensor:
         """Return the memory after a key frame, ρ·T + (1 − ρ)·F."""
@@ -161,7 +151,7 @@ class LSTS(nn.Module):
         step = None if displacement_BS2HW is None else displacement_BS2HW[:, -1]
         result, _ = self.aggregate(low[:, -1], key, step)
         same = number_BT[:, -1] == number_BT[:, -2]
-        return keep_where(same, memory, result), {}
+        return identity_where(same, memory, result), {}
 
     # --- parts ---------------------------------------------------------------------------------
 

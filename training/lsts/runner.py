@@ -7,7 +7,6 @@ branch in one batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +17,13 @@ from training.core.detections import Detections, FrameBatch, VideoAnswer
 from training.core.frame_transform import stored_boxes
 from training.core.system import FrameBoxes, RawBatch
 from training.lsts.config import MethodConfig
+from training.lsts.cost import FrameCosts
 from training.lsts.fusion import AlignedKey
 from training.lsts.heads import Boxes
 from training.lsts.model import LSTS, displacements
 from training.lsts.schedule import Block, Schedule
 
-__all__ = ["FrameCosts", "LSTSRunner", "VideoState"]
+__all__ = ["LSTSRunner", "VideoState"]
 
 THUMBNAIL = 16
 """Side of the pictures that tell scene cuts, cells."""
@@ -31,19 +31,6 @@ THUMBNAIL = 16
 
 SINGLES_AT_ONCE = 10
 """Frames in one batch of the single-frame detector."""
-
-
-class FrameCosts(NamedTuple):
-    """What a frame costs, GMAC, at one input size."""
-
-    first: float
-    """A key frame without memory."""
-    key: float
-    """A key frame that is fused with the memory."""
-    other: float
-    """A frame that is no key."""
-    prepare: float
-    """What a key frame leaves for the others, once."""
 
 
 @dataclass

@@ -261,9 +261,8 @@ def _spread(weight: Tensor, query: Tensor, canvas: Canvas) -> Tensor:
     with _no_autocast(weight):
         band = _bands(weight, canvas).to(query.dtype)
         cells, block = canvas.blocks * canvas.block, canvas.block
-        result = query.new_zeros(
-            canvas.memory_rows * canvas.pitch, query.shape[-1], dtype=at_least_fp32(query.dtype)
-        )
+        shape = canvas.memory_rows * canvas.pitch, query.shape[-1]
+        result = torch.zeros(shape, dtype=at_least_fp32(query.dtype), device=query.device)
         for row in range(canvas.window.rows):
             part = torch.bmm(band[row].transpose(1, 2), query)
             # Blocks overlap: their first cells lie side by side, what reaches into the next block comes after.
@@ -271,7 +270,7 @@ def _spread(weight: Tensor, query: Tensor, canvas: Canvas) -> Tensor:
                 piece = part[:, first : first + block]
                 start = row * canvas.pitch + first
                 place = result[start : start + cells].unflatten(0, (canvas.blocks, block))
-                place[:, : piece.shape[1]] += piece
+                place[:, : piece.shape[1]].add_(piece)
         return result
 
 

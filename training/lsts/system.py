@@ -20,11 +20,11 @@ from training.core.frame_transform import FrameTransform
 from training.core.frozen import PartlyFrozen
 from training.core.system import ClipBatch, CostRow, FrameBoxes, Prediction, RawBatch, StepOutput
 from training.lsts.config import BatchNorm, EvalConfig, LSTSConfig, MethodConfig
-from training.lsts.cost import frame_costs
+from training.lsts.cost import FrameCosts, frame_costs
 from training.lsts.heads import Targets
 from training.lsts.model import LSTS, displacements
 from training.lsts.offsets import initial_offsets
-from training.lsts.runner import FrameCosts, LSTSRunner
+from training.lsts.runner import LSTSRunner
 from training.lsts.schedule import blocks_of
 
 __all__ = ["SINGLE", "Evaluation", "LSTSSystem"]
@@ -64,7 +64,7 @@ class _Detector(PartlyFrozen):
         """Return what frames of a size cost; counted once per size."""
         place = (id(model), height, width)
         if place not in self._costs:
-            self._costs[place] = frame_costs(model, height, width, len(self.classes))
+            self._costs[place] = frame_costs(model, height, width)
         return self._costs[place]
 
     @override

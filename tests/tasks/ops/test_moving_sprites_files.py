@@ -59,6 +59,9 @@ def test_json_has_all_frames_of_all_videos(folder: Path, name: str) -> None:
         assert [entry["id"] for entry in content[key]] == list(range(1, len(content[key]) + 1))
     frames = [(image["video_id"], image["frame_id"]) for image in content["images"]]
     assert frames == [(video, frame) for video in range(1, VIDEOS[split] + 1) for frame in range(LENGTH)]
+    assert {image["file_name"].partition("#")[0] for image in content["images"]} == {
+        video["name"] for video in content["videos"]
+    }
     assert {(image["width"], image["height"]) for image in content["images"]} == {(64, 64)}
     clean = [frame for frame in range(LENGTH) if frame in (4, 14)]
     for image in content["images"]:

@@ -220,7 +220,7 @@ def test_degradations_are_within_their_ranges() -> None:
         counts = Counter(sum(value > 0 for value in bad) for bad in found)
         assert set(counts) == {2, 3}
         for name, (low, high) in limits.items():
-            scale = size / 192 if name in ("blur", "defocus") else 1.0
+            scale = 1.0 if name == "bars" else size / 192
             values = np.array([getattr(bad, name) for bad in found if getattr(bad, name)])
             assert 0.5 < len(values) / len(found) < 0.75  # 2.5 of 4
             assert low * scale <= values.min() < (0.9 * low + 0.1 * high) * scale

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.core.cost import _MORE_FORMULAS
 from training.core.detections import VideoAnswer
 from training.core.system import RawBatch
 from training.lsts.config import MethodConfig
@@ -31,11 +32,12 @@ class Calls:
         backbone.conv1.register_forward_hook(lambda module, inputs, output: self._count("low", inputs[0]))
         if system.model.low2high is not None:
             system.model.low2high.register_forward_hook(
-                lambda module, inputs, output: self.light.append(inputs[0].shape[0])
+                lambda module, inputs, output: None if inputs[0].is_meta else self.light.append(inputs[0].shape[0])
             )
 
     def _count(self, name: str, value: torch.Tensor) -> None:
-        setattr(self, name, getattr(self, name) + value.shape[0])
+        if not value.is_meta:  # what counts costs runs copies of the networks
+            setattr(self, name, getattr(self, name) + value.shape[0])
 
 
 @torch.inference_mode()
@@ -191,20 +193,15 @@ def test_reused_boxes_are_those_of_the_key_frame(system_of: Make, method_of: Met
 def test_told_cost_is_what_was_executed(system_of: Make, method_of: Method, video_of: Video, changes: dict) -> None:
     """§12.11: GMAC of a video, against torch's counter of what ran (matrix products and convolutions)."""
     system = system_of(method_of(**changes))
-    system.requires_grad_(False)  # torch's counter stumbles over parameters in inference mode
-    video = video_of(33)
-    with FlopCounterMode(display=False) as counter:
-        found = answer(system, video)
-    executed = counter.get_total_flops() / 2e9
-    resampling = FlopCounterMode(display=False)
-    with resampling:
-        batch = system.prepare(video, train=False)
-    height, width = batch.video_BCTHW.shape[-2:]
-    # Scaling of the frames is no part of a network's cost, and element-wise sums are none of the counter's.
-    elementwise = found.gmac - (executed - resampling.get_total_flops() / 2e9)
-    costs = system.frame_costs(system.model, height, width)
-    assert 0 <= elementwise / found.gmac < 0.05
-    assert found.gmac / 33 == pytest.approx(average_gmac(costs, system.method, 33), rel=1e-6)
+    system.requires_grad_(False)
+    # Prepared beforehand: scaling of the frames is no part of a network's cost.
+    batch = system.prepare(video_of(33), train=False)
+    costs = system.frame_costs(system.model, *batch.video_BCTHW.shape[-2:])
+    with FlopCounterMode(display=False, custom_mapping=_MORE_FORMULAS) as counter:
+        told = float(system.predict(batch).extras["gmac"][0])
+    # Suppression of overlapping boxes has some products, too, and is no part of a network's cost.
+    assert told <= counter.get_total_flops() / 2e9 < 1.03 * told
+    assert told / 33 == pytest.approx(average_gmac(costs, system.method, 33), rel=1e-6)
 
 
 def test_key_frames_of_a_block_that_comes_in_pieces_are_computed_once(
