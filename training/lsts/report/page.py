@@ -188,7 +188,7 @@ def _offsets(found: Sequence[Findings], best: Findings) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": each.name,
-                "open": each is best,
+                "open": not rows,
                 "chart": markup(chart),
                 "legend": _legend(legend),
                 "rows": _offset_rows(motion),
