@@ -12,15 +12,12 @@ from training.core.box_metrics import MAIN, RECALLS, Table, class_table, plain_p
 from training.core.box_resampling import mean_precision, percentiles, resampled_precision
 from training.lsts.report.records import SINGLE, Evaluated
 
-__all__ = ["HALF", "RESAMPLES", "Detector", "Difference", "Findings", "chosen"]
+__all__ = ["RESAMPLES", "Detector", "Difference", "Findings", "chosen"]
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
 """Of the intervals, videos drawn with replacement."""
-
-HALF = 0.5
-"""Share of the single-frame detector's cost that the method on top of the page may have at most (§13.4)."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +143,12 @@ class Findings:
 
 
 def chosen(found: Sequence[Findings]) -> Findings:
-    """Return what the page names on top: the most accurate method at half of the single-frame detector's cost or less.
+    """Return what the page names on top: the most accurate method that costs less than the single-frame detector.
 
     Where there is none, the most accurate one. Oracles are not eligible, unless there is nothing else.
     """
     eligible = [each for each in found if not each.oracle] or list(found)
-    cheap = [each for each in eligible if each.ratio is not None and each.ratio <= HALF]
+    cheap = [each for each in eligible if each.ratio is not None and each.ratio < 1]
     return max(cheap or eligible, key=lambda each: each.main.mean)
 
 

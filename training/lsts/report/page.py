@@ -9,7 +9,7 @@ import numpy as np
 from training.core.charts import number
 from training.core.pages import markup, percent, render_page
 from training.lsts.report import charts
-from training.lsts.report.findings import HALF, RESAMPLES, Detector, Findings, chosen
+from training.lsts.report.findings import RESAMPLES, Detector, Findings, chosen
 from training.lsts.report.hard_frames import Comparison, HardFrame, compare, from_key, pictures_of, shot
 from training.lsts.report.motion import Motion, motion_of
 from training.lsts.report.records import SPLIT
@@ -76,7 +76,6 @@ def _best(found: Findings) -> dict[str, Any]:
         "ratio": percent(found.ratio),
         "single": None if found.single is None else percent(found.single.mean),
         "single_gmac": None if found.single is None else number(found.single.gmac),
-        "half": percent(HALF),
     }
 
 
