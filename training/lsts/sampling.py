@@ -320,7 +320,9 @@ def bilinear_weights(offsets_K2: Tensor, window: Window) -> Tensor:
         shift = torch.arange(first, last + 1, dtype=place.dtype, device=place.device)
         left = place.detach().floor()
         share = place - left
-        factors.append(torch.where(shift == left, 1 - share, 0) + torch.where(shift == left + 1, share, 0))
+        factor = torch.where(shift == left, 1 - share, 0) + torch.where(shift == left + 1, share, 0)
+        # An offset that is not a number equals no shift, and must not pass for one that is never used.
+        factors.append(factor + share * 0)
     return (factors[0][:, :, None] * factors[1][:, None, :]).flatten(1)
 
 
