@@ -40,7 +40,7 @@ class Shards:
     records: list[ClipRecord]
     """Of all samples, or of `_RECORDS` chosen by seed."""
     rejects: list[QuarantineRow]
-    objects: Objects | None
+    objects: Objects | None = None
     """Of these samples; None when they have no boxes."""
 
 
