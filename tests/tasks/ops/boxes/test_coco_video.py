@@ -297,9 +297,7 @@ def test_sparse_frame_ids_of_a_file(clip_source, ingest, boxes_of) -> None:
 
 def test_frame_ids_of_a_file_that_count_from_one_are_noticed(clip_source, ingest) -> None:
     data = as_files(make_data(first=1))
-    with pytest.raises(
-        ReaderError, match=r"its frame_ids are 1 to 4, .* is 0; set source\.frames_from: 1"
-    ):
+    with pytest.raises(ReaderError, match=r"its frame_ids are 1 to 4, .* is 0; set source\.frames_from: 1"):
         ingest(clip_source(data, [0, 4, 8, 12]))
 
 
