@@ -94,9 +94,9 @@ class FrameTransform:
                 some = slice(row, row + videos)
                 for start in range(0, frames, most):
                     pixels = frames_BTHWC[some, start : start + most].float().flatten(3)
-                    narrow = (rows[some, None] @ pixels).unflatten(3, (width, channels))
+                    narrow = (rows[some, None] @ pixels).view(*pixels.shape[:2], out_h, width, channels)
                     flat = narrow.permute(0, 4, 1, 2, 3).flatten(1, 3)
-                    part = (flat @ columns[some].mT).unflatten(1, (channels, -1, out_h))
+                    part = (flat @ columns[some].mT).view(len(pixels), channels, -1, out_h, out_w)
                     result[some, :, start : start + part.shape[2]] = part
         line = torch.arange(out_h, device=size_B2.device)[:, None] < size_B2[:, 0, None, None]
         inside = line & (torch.arange(out_w, device=size_B2.device) < size_B2[:, 1, None, None])
