@@ -306,7 +306,9 @@ def load_clip(source: Path | bytes, config: DataConfig, *, decoder: str, key: st
         raise DecodeError(f"{name}: {error}") from error
 
 
-def video_blocks(source: Path | bytes, config: DataConfig, *, decoder: str, key: str = "0") -> Iterator[RawBatch]:
+def video_blocks(
+    source: Path | bytes, config: DataConfig, *, decoder: str, key: str = "0", num_frames: int | None = None
+) -> Iterator[RawBatch]:
     """Yield one video from anywhere in blocks of frames, batches of one without label (−1) and without objects.
 
     Args:
@@ -314,6 +316,7 @@ def video_blocks(source: Path | bytes, config: DataConfig, *, decoder: str, key:
         config: of a detector (`sampling: frames`).
         decoder: rung of the model's training, or `auto`.
         key: names the video in the batches.
+        num_frames: how many can be decoded; None counts them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -325,7 +328,10 @@ def video_blocks(source: Path | bytes, config: DataConfig, *, decoder: str, key:
     rung = resolve_decoder(decoder)
     name = str(source) if isinstance(source, Path) else f"video of {len(source)} bytes"
     try:
-        sample = any_video(source, key)._replace(num_frames=count_frames(source))
+        count = count_frames(source) if num_frames is None else num_frames
+        if count < 1:
+            raise DecodeError("it has no video frames")
+        sample = any_video(source, key)._replace(num_frames=count)
         for plan in whole_videos([[sample]], config):
             reader = ClipReader(plan[0], config, decoder=rung, train=False, seed=0)
             yield batch_of_one(reader.read(), config, key=key, seed=reader.seed)

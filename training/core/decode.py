@@ -31,6 +31,7 @@ __all__ = [
     "count_packets",
     "decode_clip",
     "decode_jpegs",
+    "frame_times",
     "reproduce_line",
     "resolve_decoder",
     "usable",
@@ -180,6 +181,22 @@ def count_frames(source: Source) -> int:
             return sum(1 for _ in container.decode(stream))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
+
+
+def frame_times(source: Source) -> list[float]:
+    """Return the time of every frame from the first one, seconds, in display order; decodes all of them (PyAV).
+
+    Raises:
+        DecodeError: not decodable.
+    """
+    import av
+
+    try:
+        with av.open(opened(source), metadata_errors="ignore") as container:
+            times = [float(frame.time or 0.0) for frame in container.decode(video_stream(container))]
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise DecodeError(f"it is not a readable video: {type(error).__name__}: {error}") from error
+    return [time - times[0] for time in times]
 
 
 def coded_size(source: Source) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Predictions:
     boxes: BoxResults | None = None
     """Of a system that finds objects; `label` and `scores` then say which classes occur in a video, and the largest
     score of a class in it."""
+    tables: Mapping[str, Array] = field(default_factory=dict)
+    """What the model learned, and pages show (`System.tables`)."""
 
     def save(self, path: Path) -> None:
         """Write `predictions.npz` atomically; the bytes depend on the content only."""
@@ -54,6 +56,7 @@ class Predictions:
             "classes": np.asarray(self.classes),
             **{f"arm/{name}": value for name, value in self.arms.items()},
             **{f"extra/{name}": value for name, value in self.extras.items()},
+            **{f"table/{name}": value for name, value in self.tables.items()},
             **({} if self.boxes is None else self.boxes.arrays()),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,7 @@ class Predictions:
             extras={n.removeprefix("extra/"): v for n, v in arrays.items() if n.startswith("extra/")},
             classes=tuple(str(c) for c in arrays["classes"]),
             boxes=BoxResults.of(arrays),
+            tables={n.removeprefix("table/"): v for n, v in arrays.items() if n.startswith("table/")},
         )
 
 
@@ -116,6 +120,7 @@ def evaluate(
     if loader.whole_videos:
         with context():
             predictions = watch_split(system, loader, device=device, group=group)
+        predictions = replace(predictions, tables=system.tables())
         system.train(was_training)
         return Evaluation(metrics=_metrics(system, predictions, split, loader), predictions=predictions)
     rows: dict[str, list[Array]] = {}
@@ -149,6 +154,7 @@ def evaluate(
         arms={n.removeprefix("arm/"): v for n, v in merged.items() if n.startswith("arm/")},
         extras={n.removeprefix("extra/"): v for n, v in merged.items() if n.startswith("extra/")},
         classes=system.classes,
+        tables=system.tables(),
     )
     return Evaluation(metrics=_metrics(system, predictions, split, loader), predictions=predictions)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,10 +76,10 @@ def watch_split(system: System, loader: ClipLoader, *, device: torch.device, gro
     from training.core.evaluate import Predictions
 
     keys: list[str] = []
-    facts: list[VideoFacts] = []
+    facts: list[_Facts] = []
     answers: list[dict[str, VideoAnswer]] = []
     for key, blocks in groupby(loader, key=lambda raw: raw.key[0]):
-        seen: list[VideoFacts] = []
+        seen: list[_Facts] = []
         answers.append(watch(system, _noted(blocks, seen), device, arms=True))
         keys.append(key)
         facts.append(seen[0])
@@ -92,23 +92,30 @@ def watch_split(system: System, loader: ClipLoader, *, device: torch.device, gro
     )
 
 
-def _noted(blocks: Iterable[RawBatch], seen: list[VideoFacts]) -> Iterator[RawBatch]:
+class _Facts(NamedTuple):
+    """What is known of a video, and its height and width."""
+
+    video: VideoFacts
+    size: tuple[int, int]
+
+
+def _noted(blocks: Iterable[RawBatch], seen: list[_Facts]) -> Iterator[RawBatch]:
     for block in blocks:
         if block.video is not None:
-            seen.append(block.video)
+            seen.append(_Facts(block.video, block.sizes[0]))
         yield block
 
 
 def _predictions(
     kind: "type[Predictions]",
     keys: Array,
-    facts: list[VideoFacts],
+    facts: list[_Facts],
     answers: list[dict[str, VideoAnswer]],
     classes: tuple[str, ...],
 ) -> "Predictions":
     label = np.zeros((len(keys), len(classes)), dtype=np.float32)
     clips: list[tuple[ClipBoxes, int]] = []
-    for row, fact in enumerate(facts):
+    for row, (fact, _) in enumerate(facts):
         clip = fact.objects or ClipBoxes(tracks=(), labelled=())
         clips.append((clip, fact.num_frames))
         label[row, [track.label for track in clip.tracks]] = 1
@@ -125,6 +132,7 @@ def _predictions(
         arms={name: value for name, value in scores.items() if name != "main"},
         extras={
             "frames": frames,
+            "size": np.array([size for _, size in facts], dtype=np.int64),
             **{
                 "gmac" if name == "main" else f"gmac_{name}": np.array([answer[name].gmac for answer in answers])
                 for name in names

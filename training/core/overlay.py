@@ -154,7 +154,7 @@ def write_overlay(
 
     if target.suffix.lower() != ".mp4":
         raise OverlayError(f"{target}: the overlay is written as .mp4; name it so")
-    width, height, fps, expected, stream, has_sound = _probe(source)
+    width, height, fps, expected, stream = _probe(source)
     size = output_size(width, height)
     band = Band(timeline, *size) if timeline is not None else None
     enlarging = {"flags": "neighbor"} if size[1] > height else {}
@@ -190,7 +190,7 @@ def write_overlay(
             )
         if count == 0:
             raise OverlayError(f"{source}: no frame could be decoded: {_last_line(log.read_bytes())}")
-        whole, sound = _with_sound(silent, source, Path(temporary), ffmpeg_program, has_sound)
+        whole, sound = add_sound(silent, source, Path(temporary), ffmpeg_program)
         whole.replace(target)
     return Written(count, sound)
 
@@ -208,8 +208,8 @@ def _draw(
     return frame if band is None else np.concatenate([frame, band.at(time_s)])
 
 
-def _probe(source: Path) -> tuple[int, int, float, int, int, bool]:
-    """Return width, height (after rotation), frames per second, expected frames, number of the stream, has sound."""
+def _probe(source: Path) -> tuple[int, int, float, int, int]:
+    """Return width, height (after rotation), frames per second, expected frames, number of the stream."""
     import av
 
     from training.core.decode_rungs import DecodeError, video_stream
@@ -226,7 +226,7 @@ def _probe(source: Path) -> tuple[int, int, float, int, int, bool]:
             width, height = frame.width, frame.height
             if rotation == 90:
                 width, height = height, width
-            return width, height, fps, round(duration * fps), stream.index, bool(container.streams.audio)
+            return width, height, fps, round(duration * fps), stream.index
     except (av.FFmpegError, DecodeError) as error:
         raise OverlayError(f"{source}: cannot be opened as a video: {error}") from None
 
@@ -278,12 +278,27 @@ def _pipe(handle: IO[bytes] | None) -> IO[bytes]:
     return handle
 
 
-def _with_sound(silent: Path, source: Path, folder: Path, program: str, has_sound: bool) -> tuple[Path, str]:
-    """Add the source's first sound track: copied, or as AAC where mp4 does not take its codec."""
+def add_sound(silent: Path, source: Path, folder: Path, program: str) -> tuple[Path, str]:
+    """Add the source's first sound track: copied, or as AAC where mp4 does not take its codec.
+
+    Args:
+        silent: pictures, an mp4.
+        source: where the sound is; it may have none.
+        folder: for what is written on the way.
+        program: path of ffmpeg.
+
+    Returns:
+        A file in `folder`, or `silent` itself, and what became of the sound (see `Written`).
+
+    Raises:
+        OverlayError: the sound can be neither copied nor encoded again.
+    """
+    import av
     import ffmpeg
 
-    if not has_sound:
-        return silent, "none"
+    with av.open(str(source), metadata_errors="ignore") as container:
+        if not container.streams.audio:
+            return silent, "none"
     whole = folder / "whole.mp4"
     message = ""
     for codec, said in (("copy", "copied"), ("aac", "re-encoded")):

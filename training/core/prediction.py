@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.settings import Settings
-from training.core.answers import Result, choices_of
+from training.core.answers import LEAST_SCORE, Result, choices_of
 from training.core.config import DataConfig
-from training.core.decode import count_packets
+from training.core.decode import count_packets, frame_times
 from training.core.decode_rungs import video_stream
 from training.core.overlay import Track, Written, write_overlay
+from training.core.overlay_boxes import write_boxes
 from training.core.overlay_timeline import Timeline, clip_times
 from training.core.registration import Registry
 from training.core.sampling import clip_positions, frame_positions
@@ -76,10 +77,12 @@ def videos_of(path: Path) -> list[Path]:
     return videos
 
 
-def predict(classifier: VideoClassifier, videos: list[Path], top: int) -> Iterator[Result]:
+def predict(
+    classifier: VideoClassifier, videos: list[Path], top: int, least_score: float = LEAST_SCORE
+) -> Iterator[Result]:
     """Yield the result of each video; a broken one is a result with an error, and the others go on."""
     for video in videos:
-        yield classifier.classify(video, top)
+        yield classifier.classify(video, top, least_score)
 
 
 def predict_overlay(
@@ -88,6 +91,7 @@ def predict_overlay(
     target: Path,
     *,
     top: int,
+    least_score: float = LEAST_SCORE,
     ffmpeg_program: str,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> tuple[Result, Written]:
@@ -96,6 +100,7 @@ def predict_overlay(
     A model that looks at patches says so in `Prediction.extras`: `origins` (B,T,2), the corner (y, x) in pixels
     of the network input per sampled frame, and `patch` (B,), its side. One that chooses what to use of each of S clips
     has `choices` (B,S,R), maybe `available` of the same shape, and `System.choice_names`: these are drawn below.
+    Of one that finds objects, those of at least `least_score` are drawn.
 
     Raises:
         OverlayError: the copy cannot be written.
@@ -103,6 +108,10 @@ def predict_overlay(
     """
     from training.core.transforms import source_rectangle
 
+    if classifier.finds_objects:
+        return _objects_overlay(
+            classifier, video, target, top=top, least_score=least_score, program=ffmpeg_program, on_frame=on_frame
+        )
     prediction, batch = classifier.forward(video)
     result = classifier.result(str(video), prediction, top)
     track = None
@@ -124,6 +133,38 @@ def predict_overlay(
         track=track,
         timeline=_timeline(classifier, prediction, video),
         ffmpeg_program=ffmpeg_program,
+        on_frame=on_frame,
+    )
+    return result, written
+
+
+def _objects_overlay(
+    classifier: VideoClassifier,
+    video: Path,
+    target: Path,
+    *,
+    top: int,
+    least_score: float,
+    program: str,
+    on_frame: Callable[[int, int], None] | None,
+) -> tuple[Result, Written]:
+    """Find a video's objects, and write a copy with them."""
+    from training.core.data import video_blocks
+
+    result = classifier.find(str(video), video, top, least_score)
+    assert result.watched is not None
+    # Read as the model read it: its frame numbers are these pictures'.
+    blocks = video_blocks(
+        video, classifier.model.data_config(), decoder=classifier.model.decoder, num_frames=result.watched.frames
+    )
+    pictures = (picture for block in blocks for picture in block.frames_BTHWC[0].numpy())
+    written = write_boxes(
+        video,
+        target,
+        pictures=pictures,
+        watched=result.watched,
+        least_score=least_score,
+        ffmpeg_program=program,
         on_frame=on_frame,
     )
     return result, written
@@ -178,15 +219,6 @@ def picture_size(video: Path) -> tuple[int, int]:
         frame = next(container.decode(video_stream(container)))
         turned = abs(int(getattr(frame, "rotation", 0) or 0)) % 180 == 90
         return (frame.width, frame.height) if turned else (frame.height, frame.width)
-
-
-def frame_times(video: Path) -> list[float]:
-    """Return the time of every frame from the first one, seconds, in display order."""
-    import av
-
-    with av.open(str(video), metadata_errors="ignore") as container:
-        times = [float(frame.time or 0.0) for frame in container.decode(video_stream(container))]
-    return [time - times[0] for time in times] if times else []
 
 
 def _sampled(video: Path, config: DataConfig, num_frames: int) -> NDArray[np.int64]:

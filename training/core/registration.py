@@ -327,8 +327,9 @@ def _create(settings: Settings, registry: Registry, evaluated: Evaluated) -> Ver
     """Log model and evaluation into a run, try the stored model out, and make a version of it."""
     from training.core.gate import load_gate_config
     from training.core.modelcard import collect_facts
+    from training.core.round_trip import round_trip
     from training.core.sample_reader import evaluated_clips
-    from training.core.serving import round_trip, save_pyfunc
+    from training.core.serving import save_pyfunc
 
     training_run = find_model_run(settings, evaluated.model_digest)
     evaluation_run = _evaluation_run(settings, evaluated)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.settings import Settings
+from training.core.answers import LEAST_SCORE, object_lines
 from training.core.stage import StageRef
 
 if TYPE_CHECKING:
@@ -119,13 +120,18 @@ def predict(
     ],
     path: Annotated[Path, typer.Argument(help="A video, or a folder of them.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 5,
+    least_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Of a model that finds objects: leave out those with a lower score.")
+    ] = LEAST_SCORE,
     overlay: Annotated[
         Path | None,
-        typer.Option(help="Write the video as .mp4 with what the model chose: patches drawn, a timeline below."),
+        typer.Option(
+            help="Write the video as .mp4 with what the model saw: objects or patches drawn, a timeline below."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Name what happens in videos. Exit code 1 when one of them could not be read."""
+    """Name what happens in videos, or find their objects. Exit code 1 when one of them could not be read."""
     from training.core.prediction import find_model, videos_of
     from training.core.prediction import predict as predict_videos
     from training.core.serving import VideoClassifier
@@ -140,9 +146,9 @@ def predict(
         print(f"model: {found.name}", file=sys.stderr)
         classifier = VideoClassifier(found.folder, settings.device or "cpu")
         if overlay is not None:
-            _predict_overlay(settings, classifier, videos[0], overlay, top, as_json)
+            _predict_overlay(settings, classifier, videos[0], overlay, top, least_score, as_json)
             return
-        for result in _progress(settings, predict_videos(classifier, videos, top), len(videos)):
+        for result in _progress(settings, predict_videos(classifier, videos, top, least_score), len(videos)):
             failed += bool(result.error)
             _print_result(result, as_json)
     if failed:
@@ -230,9 +236,13 @@ def _print_result(result: "Result", as_json: bool) -> None:
         row = result.as_dict() | {"score": result.scores[0] if result.scores else None}
         if result.choices:
             row["choices"] = {name: list(flags) for name, flags in result.choices.items()}
+        if result.watched is not None:
+            row |= result.watched.as_dict()
         print(json.dumps(row))
     elif result.error:
         print(f"{result.video}: ERROR {result.error}")
+    elif result.watched is not None:
+        print(f"{result.video}: " + "\n".join(object_lines(result.watched)))
     else:
         named = ", ".join(f"{name} {score:.1%}" for name, score in zip(result.classes, result.scores, strict=True))
         print(f"{result.video}: {named}")
@@ -244,6 +254,7 @@ def _predict_overlay(
     video: Path,
     target: Path,
     top: int,
+    least_score: float,
     as_json: bool,
 ) -> None:
     from imageio_ffmpeg import get_ffmpeg_exe
@@ -256,6 +267,7 @@ def _predict_overlay(
             video,
             target,
             top=top,
+            least_score=least_score,
             ffmpeg_program=settings.ffmpeg or get_ffmpeg_exe(),
             on_frame=update,
         )

@@ -251,7 +251,13 @@ def _evaluate(resolved: Resolved, settings: Settings, index: ShardIndex, work: P
 def _report(resolved: Resolved, index: ShardIndex, result: Path) -> None:
     result.mkdir(parents=True, exist_ok=True)
     report: Report = resolved.stage.build(
-        StageInputs(config=resolved.config, classes=index.classes, upstream={}, results=resolved.paths.results)
+        StageInputs(
+            config=resolved.config,
+            classes=index.classes,
+            upstream={},
+            results=resolved.paths.results,
+            shards=resolved.paths.shards,
+        )
     )
     metrics = report.write(result)
     (result / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")

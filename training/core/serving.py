@@ -5,24 +5,20 @@ pyfunc for all families, with the code it needs beside it, so that it loads wher
 """
 
 import importlib.metadata
-import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.core.answers import Result, choices_of
+from training.core.answers import LEAST_SCORE, Result, choices_of, watched_of
+from training.core.decode import frame_times
 from training.core.decode_rungs import DecodeError
-from training.core.gate import RoundTrip
 from training.core.sample_reader import load_pictures
 from training.core.serving_inputs import as_source, items_of, name_of
 from training.core.tracking import quiet
@@ -72,7 +68,9 @@ class VideoModel(mlflow.pyfunc.PythonModel):
         self.classifier = VideoClassifier(Path(context.artifacts["model"]))
 
     def predict(self, context, model_input, params=None):
-        return self.classifier.predict_frame(model_input, top=int((params or {}).get("top", 5)))
+        given = params or {}
+        chosen = {name: kind(given[name]) for name, kind in (("top", int), ("least_score", float)) if name in given}
+        return self.classifier.predict_frame(model_input, **chosen)
 
 
 mlflow.models.set_model(VideoModel())
@@ -119,8 +117,13 @@ class VideoClassifier:
         """Whether the model finds objects in frames, instead of naming the whole video."""
         return self.model.data_config().sampling == "frames"
 
-    def watch(self, source: Path | bytes, key: str = "0") -> "VideoAnswer":
+    def watch(self, source: Path | bytes, key: str = "0", num_frames: int | None = None) -> "VideoAnswer":
         """Find the objects of one video, all frames of it.
+
+        Args:
+            source: the video.
+            key: its name in the batches.
+            num_frames: how many can be decoded; None counts them.
 
         Raises:
             Exception: what the decoder raises for a file that it cannot read.
@@ -130,7 +133,8 @@ class VideoClassifier:
         from training.core.data import video_blocks
         from training.core.evaluate_frames import watch
 
-        blocks = video_blocks(source, self.model.data_config(), decoder=self.model.decoder, key=key)
+        config, decoder = self.model.data_config(), self.model.decoder
+        blocks = video_blocks(source, config, decoder=decoder, key=key, num_frames=num_frames)
         with torch.inference_mode():
             return watch(self.model.system, blocks, torch.device(self.device), arms=False)["main"]
 
@@ -165,31 +169,64 @@ class VideoClassifier:
         prediction, _ = self.forward(source)
         return np.asarray(prediction.scores_BK[0].float().cpu().numpy())
 
-    def classify(self, item: object, top: int = 5) -> Result:
-        """Classify one video given as path, bytes or base64; a broken one gives a result with `error` set."""
+    def classify(self, item: object, top: int = 5, least_score: float = LEAST_SCORE) -> Result:
+        """Classify one video given as path, bytes or base64; a broken one gives a result with `error` set.
+
+        Args:
+            item: the video.
+            top: classes to name.
+            least_score: of a model that finds objects, those with a lower score are not returned.
+        """
         name = name_of(item)
         try:
+            if self.finds_objects:
+                return self.find(name, as_source(item), top, least_score)
             prediction, _ = self.forward(as_source(item))
             return self.result(name, prediction, top)
         except Exception as error:
             return Result(name, (), (), f"{type(error).__name__}: {error}")
 
+    def find(self, name: str, source: Path | bytes, top: int, least_score: float = LEAST_SCORE) -> Result:
+        """Find the objects of one video.
+
+        Args:
+            name: of the video in the result.
+            source: the video.
+            top: classes to name.
+            least_score: objects with a lower score are left out.
+
+        Raises:
+            Exception: what the decoder raises for a file that it cannot read.
+        """
+        from training.core.evaluate_frames import class_scores
+        from training.core.linking import link
+
+        times = frame_times(source)
+        answer = self.watch(source, num_frames=len(times))
+        # Tracks are of what is returned: what is left out links nothing.
+        found = link(answer.detections[answer.detections.score_N >= least_score])
+        best = self._best(class_scores(answer.detections, len(self.classes)), top)
+        return Result(name, *best, watched=watched_of(answer, found, times, self.classes))
+
     def result(self, name: str, prediction: "Prediction", top: int) -> Result:
         """Return the answer that a prediction of one video gives."""
-        scores = prediction.scores_BK[0].float().cpu().numpy()
-        order = np.argsort(-scores, kind="stable")[: max(1, top)]
-        return Result(
-            name,
-            tuple(self.classes[i] for i in order),
-            tuple(float(scores[i]) for i in order),
-            choices=choices_of(prediction, self.model.system.choice_names),
-        )
+        best = self._best(prediction.scores_BK[0].float().cpu().numpy(), top)
+        return Result(name, *best, choices=choices_of(prediction, self.model.system.choice_names))
 
-    def predict_frame(self, model_input: object, top: int = 5) -> Any:
-        """Answer a DataFrame, list or mapping of videos with a DataFrame of one row per video."""
+    def _best(self, scores: NDArray[np.float32], top: int) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """Return names and scores of the best classes."""
+        order = np.argsort(-scores, kind="stable")[: max(1, top)]
+        return tuple(self.classes[i] for i in order), tuple(float(scores[i]) for i in order)
+
+    def predict_frame(self, model_input: object, top: int = 5, least_score: float = LEAST_SCORE) -> Any:
+        """Answer a DataFrame, list or mapping of videos with a DataFrame of one row per video.
+
+        Of a model that finds objects it has the column `objects`, too: a JSON list of `FoundObject.as_dict`.
+        """
         import pandas as pd
 
-        return pd.DataFrame([self.classify(item, top).as_dict() for item in items_of(model_input)])
+        results = [self.classify(item, top, least_score) for item in items_of(model_input)]
+        return pd.DataFrame([result.as_dict(self.finds_objects) for result in results])
 
 
 # --- saving -----------------------------------------------------------------------------------
@@ -225,24 +262,29 @@ def copy_code(target: Path) -> list[str]:
     return folders
 
 
-def signature() -> Any:
-    """Return the MLflow signature: one column of videos and the parameter `top`."""
+def signature(finds_objects: bool = False) -> Any:
+    """Return the MLflow signature: one column of videos and the parameter `top`.
+
+    Args:
+        finds_objects: with the column `objects` and the parameter `least_score`.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+    columns = [
+        ColSpec(DataType.string, "video"),
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "score"),
+        ColSpec(Array(DataType.string), "top_classes"),
+        ColSpec(Array(DataType.double), "top_scores"),
+        ColSpec(DataType.string, "error"),
+    ]
+    params = [ParamSpec("top", DataType.long, 5)]
+    if finds_objects:
+        columns.append(ColSpec(DataType.string, "objects"))
+        params.append(ParamSpec("least_score", DataType.double, LEAST_SCORE))
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "video")]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "video"),
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "score"),
-                ColSpec(Array(DataType.string), "top_classes"),
-                ColSpec(Array(DataType.double), "top_scores"),
-                ColSpec(DataType.string, "error"),
-            ]
-        ),
-        params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
+        inputs=Schema([ColSpec(AnyType(), "video")]), outputs=Schema(columns), params=ParamSchema(params)
     )
 
 
@@ -269,7 +311,7 @@ def save_pyfunc(model_folder: Path, target: Path, metadata: Mapping[str, Any]) -
             artifacts={"model": str(model_folder)},
             code_paths=copy_code(Path(temporary) / "code"),
             pip_requirements=requirements(),
-            signature=signature(),
+            signature=signature(_finds_objects(model_folder)),
             input_example=pd.DataFrame({"video": ["clip.mp4"]}),
             metadata=dict(metadata),
         )
@@ -279,91 +321,13 @@ def save_pyfunc(model_folder: Path, target: Path, metadata: Mapping[str, Any]) -
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
+def _finds_objects(model_folder: Path) -> bool:
+    from training.core.checkpoint import read_model_info
+
+    data: Mapping[str, Any] = read_model_info(model_folder)["config"].get("data", {})
+    return data.get("sampling") == "frames"
+
+
 def model_folder(saved: Path) -> Path:
     """Return where `save_pyfunc` put the model folder inside a pyfunc directory."""
     return saved / "artifacts" / "model"
-
-
-# --- round trip -------------------------------------------------------------------------------
-
-_CHILD = """
-import json, os, sys
-job = json.load(open(sys.argv[1]))
-# The project's own installation (editable or not) must not help.
-sys.meta_path = [f for f in sys.meta_path if not str(getattr(f, "__module__", "")).startswith("__editable__")]
-sys.path = [p for p in sys.path if os.path.realpath(p) not in job["hidden"]]
-import mlflow.pyfunc
-model = mlflow.pyfunc.load_model(job["model"])
-table = model.predict({"video": job["clips"]}, params={"top": 100000})
-import training
-json.dump({"code": training.__file__, "rows": table.to_dict("records")}, open(job["answer"], "w"))
-"""
-
-
-def predict_elsewhere(saved: Path, clips: Sequence[Path], timeout_s: float = 600) -> dict[str, Any]:
-    """Load a saved pyfunc in a new process, in another folder and with its own code, and predict.
-
-    Returns:
-        `code`: file from which the process took `training`; `rows`: answers, one per clip.
-
-    Raises:
-        RuntimeError: the process failed; its last lines are in the message.
-    """
-    hidden = [str(Path(__file__).resolve().parents[2])]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        answer = folder / "answer.json"
-        job = {
-            "model": str(saved.absolute()),
-            "clips": [str(clip.absolute()) for clip in clips],
-            "answer": str(answer),
-            "hidden": hidden,
-        }
-        (folder / "job.json").write_text(json.dumps(job))
-        environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD, str(folder / "job.json")],
-            cwd=folder,
-            env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"the saved model does not run by itself: {done.stderr.strip()[-800:]}")
-        result: dict[str, Any] = json.loads(answer.read_text())
-    return result
-
-
-def round_trip(
-    saved: Path, clips: Mapping[str, bytes], expected: Mapping[str, NDArray[np.float32]], classes: Sequence[str]
-) -> RoundTrip:
-    """Predict clips with the saved model in a process of its own and compare with the evaluation.
-
-    Args:
-        saved: pyfunc directory.
-        clips: key → video bytes.
-        expected: key → scores (K,) of the evaluation.
-        classes: class names in the order of the scores.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        paths = {}
-        for key, content in clips.items():
-            paths[key] = Path(temporary) / f"{key}.mp4"
-            paths[key].write_bytes(content)
-        try:
-            answer = predict_elsewhere(saved, list(paths.values()))
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
-            return RoundTrip(len(clips), float("inf"), False, str(error))
-    code = Path(answer["code"]).resolve()
-    if not code.is_relative_to(saved.resolve()):
-        return RoundTrip(len(clips), float("inf"), False, f"the saved model took its code from {code}")
-    largest, same = 0.0, True
-    for key, row in zip(paths, answer["rows"], strict=True):
-        if row["error"]:
-            return RoundTrip(len(clips), float("inf"), False, f"clip {key}: {row['error']}")
-        by_name = dict(zip(row["top_classes"], row["top_scores"], strict=True))
-        scores = np.array([by_name[name] for name in classes])
-        largest = max(largest, float(np.abs(scores - expected[key]).max()))
-        same = same and row["label"] == classes[int(np.argmax(expected[key]))]
-    return RoundTrip(len(clips), largest, same)

@@ -359,6 +359,8 @@ class StageInputs:
     """Folder that paths of published weights in the config are relative to; None when saved weights follow."""
     results: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     """For a report: upstream stage → run folders of its instances."""
+    shards: Path | None = None
+    """For a report: folder of the data set's shards, whose pictures a page may show."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from data_specs.boxes import ClipBoxes
 from training.core.config import ConfigError, OptimConfig
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from training.core.detections import VideoRunner
     from training.core.evaluate import Predictions
     from training.core.lazy_video import LazyVideo
@@ -296,6 +298,13 @@ class System(nn.Module):
         """Return further figures of an evaluation, without the split's name before them; by default none.
 
         Computed once, from the predictions of all ranks.
+        """
+        return {}
+
+    def tables(self) -> "dict[str, NDArray[Any]]":
+        """Return arrays that the model learned and pages show, by name; by default none.
+
+        Evaluation keeps them in `predictions.npz`, so that a report needs no model.
         """
         return {}
 

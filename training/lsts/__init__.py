@@ -42,7 +42,7 @@ def _evaluation(inputs: StageInputs) -> System:
 def _report(inputs: StageInputs) -> Report:
     from training.lsts.report.stage import LSTSReport
 
-    return LSTSReport(inputs.config, inputs.classes, inputs.results)
+    return LSTSReport(inputs.config, inputs.classes, inputs.results, inputs.shards)
 
 
 STAGES = (

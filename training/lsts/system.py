@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -22,6 +23,7 @@ from training.lsts.config import BatchNorm, EvalConfig, LSTSConfig, MethodConfig
 from training.lsts.cost import FrameCosts, frame_costs
 from training.lsts.heads import Targets
 from training.lsts.model import LSTS, displacements
+from training.lsts.offsets import initial_offsets
 from training.lsts.runner import LSTSRunner
 from training.lsts.schedule import blocks_of
 
@@ -210,6 +212,18 @@ class LSTSSystem(_Detector):
     @override
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         return offset_figures(self.model)
+
+    @override
+    def tables(self) -> dict[str, NDArray[np.float32]]:
+        """Return the offsets (K,2), x and y in cells, before and after training, where the method has some."""
+        offsets = self.model.offsets
+        if offsets is None:
+            return {}
+        config = self.method.offsets or self.model.config.alignment.offsets
+        return {
+            "offsets": offsets.table.detach().float().cpu().numpy(),
+            "offsets_initial": initial_offsets(config).numpy(),
+        }
 
     @override
     def cost(self) -> dict[str, CostRow]:

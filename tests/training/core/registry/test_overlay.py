@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
+from training.core.decode import frame_times
 from training.core.overlay import COLOUR, OverlayError, Track, draw_label, output_size, write_overlay
-from training.core.prediction import frame_times, picture_size
+from training.core.prediction import picture_size
 
 
 def pictures(path) -> list[np.ndarray]:

@@ -4,9 +4,10 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from training.core.config import DataConfig
+from training.core.decode import frame_times
 from training.core.overlay import write_overlay
 from training.core.overlay_timeline import LINES, PRESENT, ROWS, Band, Timeline, clip_times
-from training.core.prediction import clip_frames, frame_times
+from training.core.prediction import clip_frames
 
 NAMES = ("rgb", "audio")
 USED = np.array([[True, False], [False, True], [False, False], [True, True]])

@@ -10,8 +10,9 @@ import pytest
 from data_specs.jpgs import pack_jpgs
 from training.core.config import DataConfig, validate
 from training.core.registration import Registry
+from training.core.round_trip import predict_elsewhere, round_trip
 from training.core.sample_reader import evaluated_clips, load_pictures, read_samples
-from training.core.serving import VideoClassifier, copy_code, predict_elsewhere, requirements, round_trip
+from training.core.serving import VideoClassifier, copy_code, requirements
 from training.core.serving_inputs import InputError, as_source, items_of, name_of
 
 # Whichever test comes first waits for the session's project to be trained, evaluated and registered.
