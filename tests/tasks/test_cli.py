@@ -11,12 +11,10 @@ import pytest
 import yaml
 
 from data_specs.load import load_spec
-from data_specs.schema import Part
 from infra.settings import Settings
 from tasks.ops.listing import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
-SOURCE_KINDS = str(Part.model_json_schema()["properties"]["source"])
 
 
 def run(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -392,7 +392,8 @@ def test_checksum_sees_every_field() -> None:
     made, _ = annotate([Seen(0, 0, 0, (1.0, 1.0, 5.0, 5.0))], [0], 1, (8, 8))
     changes: list[dict[str, object]] = [
         {"num_frames": 2}, {"width": 9}, {"height": 9}, {"labelled": (0, 1)}, {"tracks": ()},
+        {"subsets": {"dark": (0,)}},
     ]  # fmt: skip
     sums = {made.sha256, *(made.model_copy(update=change).sha256 for change in changes)}
-    assert len(sums) == 6
+    assert len(sums) == 7
     assert set(Annotation.model_fields) == {next(iter(change)) for change in changes}
