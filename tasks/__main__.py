@@ -87,7 +87,7 @@ def list_datasets() -> None:
 
 @data_app.command()
 def init(
-    target: Annotated[Path, typer.Argument(help="Folder of videos, or a csv or tsv that lists them.")],
+    target: Annotated[Path, typer.Argument(help="Folder of videos, or a csv, tsv or COCO-video json.")],
     name: Annotated[str | None, typer.Option(help="Name of the data set; default: from the folder.")] = None,
     path_column: Annotated[str | None, typer.Option(help="Column with the files.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the classes.")] = None,

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from pydantic import Field
+
 from data_specs.boxes import BoxTrack, ClipBoxes
 from data_specs.schema import RejectReason, Strict
 from tasks.ops.probe import RejectedError, VideoInfo
@@ -46,11 +48,16 @@ class Annotation(Strict):
     labelled: tuple[int, ...]
     """Frames whose objects are known, increasing."""
     tracks: tuple[BoxTrack, ...]
+    subsets: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Name → frames of a named set, increasing."""
 
     @property
     def sha256(self) -> str:
         """Checksum of all of it."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json")
+        if not self.subsets:
+            del values["subsets"]  # sums of what was listed before there were any stay valid
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def label(self, classes: Sequence[str]) -> str:
@@ -171,7 +178,11 @@ def stored_boxes(
         boxes = tuple(_scaled(box, source, stored) for box in track.boxes)
         tracks.append(track.model_copy(update={"boxes": boxes}))
     labelled = None if len(annotation.labelled) == num_frames else annotation.labelled
-    return ClipBoxes(tracks=tuple(tracks), labelled=labelled)
+    beyond = [name for name, frames in annotation.subsets.items() if frames and frames[-1] >= num_frames]
+    if beyond:
+        detail = f"the set of frames {beyond[0]!r} goes beyond the video's {num_frames} frames"
+        raise RejectedError(RejectReason.BOXES_MISMATCH, detail)
+    return ClipBoxes(tracks=tuple(tracks), labelled=labelled, subsets=annotation.subsets)
 
 
 def _scaled(box: Edges, source: tuple[int, int], stored: tuple[int, int]) -> Edges:

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import yaml
 
+from data_specs.box_sources import BoxSource
 from data_specs.load import parse_spec
 from data_specs.schema import NAME_PATTERN, ClipPolicy, DatasetSpec
 from infra.settings import Settings
+from tasks.ops.init_boxes import keeping_frames
 from tasks.ops.init_guess import InitError, Layout, Options, Shown, guess_groups, guess_layout, raw_labels
 from tasks.ops.init_text import LABELS_INLINE, spec_text, with_inline_labels
 from tasks.ops.listing import Listing, build_listing, part_root, write_atomically
-from tasks.ops.survey import SizeEstimate, VideoFacts, estimate_sizes, local_rows, pick, survey
+from tasks.ops.survey import SizeEstimate, VideoFacts, estimate_sizes, frame_rates, local_rows, pick, survey
 
 _PROBES = 200
 _SHORT_SIDE = 256
@@ -83,7 +85,8 @@ def propose(request: Request, settings: Settings) -> Proposal:
 
     draft = _assemble(name, layout, labels, request, "source", None)
     rule = "source"
-    if layout.split == "policy" and not getattr(layout.source, "group", None):
+    with_boxes = isinstance(layout.source, BoxSource)
+    if layout.split == "policy" and not with_boxes and not getattr(layout.source, "group", None):
         rows = _list(draft, settings).rows
         rule, told = guess_groups([row.path for row in rows], [row.label for row in rows])
         reasons += [f"groups: {reason}" for reason in told]
@@ -91,10 +94,14 @@ def propose(request: Request, settings: Settings) -> Proposal:
     listing = _list(draft, settings)
     roots = {part.name: part_root(part, settings) for part in draft.parts}
     here = local_rows(listing.rows, roots)
-    facts = survey(name, pick(here, _PROBES), roots, settings)
+    rates = frame_rates(draft)
+    facts = survey(name, pick(here, _PROBES), roots, settings, rates=rates)
     clip, told = propose_clip(facts)
+    if with_boxes:
+        clip, why = keeping_frames(clip)
+        told = [reason for reason in told if not reason.startswith(("fps", "audio"))] + [why]
     reasons += [f"clip: {reason}" for reason in told]
-    sizes = estimate_sizes(here, roots, clip, settings)
+    sizes = estimate_sizes(here, roots, clip, settings, rates=rates)
     text = spec_text(
         name,
         layout.source,

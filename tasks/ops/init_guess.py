@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data_specs.box_sources import BoxSource
 from data_specs.load import LABEL_SEPARATOR, did_you_mean
 from data_specs.schema import CsvSource, FolderSource, Hmdb51Source, KineticsSource, Source, Ucf101Source
+from tasks.ops.init_boxes import class_names_of, coco_source, imagenet_source, looks_like_imagenet
 from tasks.ops.readers_base import SPLIT_NAMES, ReaderError, walk_files
 from tasks.ops.readers_csv import read_rows
 
@@ -76,20 +78,31 @@ def guess_layout(target: Path, options: Options, shown: "Shown") -> Layout:
     """Guess the layout of a folder or table.
 
     Args:
-        target: Folder of videos or lists, or a csv or tsv.
+        target: Folder of videos or lists, a csv or tsv, or a json file in the layout of COCO-video.
         options: What the user said.
         shown: Turns a path into what stands in the specification.
 
     Raises:
         InitError: it is none of the known layouts.
     """
+    if target.is_file() and target.suffix.lower() == ".json":
+        root = options.root or target.parent
+        found = coco_source(target, root, shown(root), shown(target))
+        if isinstance(found, str):
+            raise InitError(found)
+        return Layout(found[0], "policy", found[1])
     if target.is_file():
         if target.suffix.lower() not in _TABLES:
-            raise InitError(f"{target}: a file must be a csv or tsv; give the folder of the videos otherwise")
+            raise InitError(
+                f"{target}: a file must be a csv, tsv or json (COCO-video); give the folder of the videos otherwise"
+            )
         return _table(target, options, shown)
     if not target.is_dir():
         near = did_you_mean(target.name, (p.name for p in target.parent.iterdir())) if target.parent.is_dir() else ""
         raise InitError(f"{target} does not exist{near}")
+    if looks_like_imagenet(target):
+        vid, official, reasons = imagenet_source(target, shown(target))
+        return Layout(vid, "official" if official else "policy", reasons)
     files = list(walk_files(target))
     videos = [f for f in files if os.path.splitext(f)[1].lower() in options.extensions]
     lists = _lists(target, files, videos, shown)
@@ -316,6 +329,8 @@ def raw_labels(layout: Layout, project: Path, target: Path) -> tuple[str, ...]:
     """
     source = layout.source
     names: list[str]
+    if isinstance(source, BoxSource):
+        return class_names_of(source, project)
     if isinstance(source, FolderSource):
         depth = 1 if source.splits_in_path else 0
         names = [

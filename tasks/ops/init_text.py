@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from data_specs.box_sources import BoxSource
 from data_specs.schema import ClipPolicy, ListedVideo, Source
 from tasks.ops.survey import SizeEstimate
 
@@ -68,9 +69,12 @@ def spec_text(
     if sizes is not None:
         mp4 = f"about {human_bytes(sizes.mp4)} in all"
         jpgs = f"jpgs with {sizes.jpgs_frames} frames: about {human_bytes(sizes.jpgs)}"
+    note = f"{mp4}; {jpgs}, faster to read" if sizes else "or jpgs: faster to read"
+    if isinstance(source, BoxSource):
+        note = f"{mp4 + '; ' if mp4 else ''}with boxes nothing else, since it keeps all frames"
     lines += [
         "clip:",
-        f"  representation: mp4  # {mp4}; {jpgs}, faster to read".replace("# ; , ", "# or jpgs: "),
+        f"  representation: mp4  # {note}",
         f"  short_side: {clip.short_side}  # px; smaller sources are not enlarged",
         f"  fps: {_scalar(clip.fps)}" + ("  # as in the source" if clip.fps is None else ""),
         f"  audio: {clip.audio}  # keep, drop, or separate (a wav member)",
@@ -109,7 +113,7 @@ def table_of_splits(rows: Sequence[ListedVideo], limit: int = 25) -> list[tuple[
     counts: dict[str, Counter[str]] = {}
     groups: dict[str, set[str]] = {}
     for row in rows:
-        for label in row.label.split("|"):
+        for label in row.label.split("|") if row.label else ["(none)"]:
             counts.setdefault(label, Counter())[row.split] += 1
             groups.setdefault(label, set()).add(row.group)
     lines = [(name, c["train"], c["val"], c["test"], len(groups[name])) for name, c in sorted(counts.items())]

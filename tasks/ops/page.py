@@ -15,13 +15,14 @@ from data_specs.load import LABEL_SEPARATOR, class_names
 from data_specs.schema import SPLITS, ClipRecord, DatasetSpec, ListedVideo, ShardIndex, digest, read_index
 from infra.settings import Settings
 from tasks.ops import acquire
+from tasks.ops.box_checks import Objects, count_objects
 from tasks.ops.init_text import human_bytes
 from tasks.ops.listing import build_listing, manifest_path, part_root, read_manifest
 from tasks.ops.page_charts import histogram, scatter
 from tasks.ops.page_previews import Preview, choose, preview
 from tasks.ops.quarantine import QuarantineRow, read_quarantine
 from tasks.ops.shard_reader import StoredSample, some, stored_samples
-from tasks.ops.survey import SizeEstimate, VideoFacts, estimate_sizes, local_rows, pick, survey
+from tasks.ops.survey import SizeEstimate, VideoFacts, estimate_sizes, frame_rates, local_rows, pick, survey
 from tasks.ops.validate import check_listing
 
 _PROBES = 1000
@@ -39,6 +40,8 @@ class Shards:
     records: list[ClipRecord]
     """Of all samples, or of `_RECORDS` chosen by seed."""
     rejects: list[QuarantineRow]
+    objects: Objects | None = None
+    """Of these samples; None when they have no boxes."""
 
 
 def write_page(
@@ -65,10 +68,11 @@ def write_page(
     rows = read_manifest(manifest) if manifest.exists() else build_listing(spec, settings).rows
     roots = {part.name: part_root(part, settings) for part in spec.parts}
     here = local_rows([row for row in rows if row.part in roots], roots)
-    facts = survey(spec.name, pick(here, _PROBES), roots, settings, progress)
+    rates = frame_rates(spec)
+    facts = survey(spec.name, pick(here, _PROBES), roots, settings, progress, rates)
     shards = read_shards(spec, settings)
     if sizes is None and here:
-        sizes = estimate_sizes(here, roots, spec.clip, settings)
+        sizes = estimate_sizes(here, roots, spec.clip, settings, rates=rates)
     folder = settings.reports / "data" / spec.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{spec.name}.") as name:
@@ -95,7 +99,9 @@ def read_shards(spec: DatasetSpec, settings: Settings) -> Shards | None:
     samples = stored_samples(folder, index)
     quarantine = folder / "quarantine.csv"
     rejects = read_quarantine(quarantine) if quarantine.exists() else []
-    return Shards(index, samples, [sample.record() for sample in some(samples, _RECORDS)], rejects)
+    chosen = some(samples, _RECORDS)
+    objects = count_objects(chosen, index.classes)
+    return Shards(index, samples, [sample.record() for sample in chosen], rejects, objects)
 
 
 def make_previews(
@@ -163,6 +169,7 @@ def render(
         digest=digest(spec)[:12],
         splits=split_table(spec, rows, shards),
         classes=class_table(spec, rows),
+        objects=shards.objects if shards else None,
         facts=len(facts),
         local=local,
         missing=sum(row.size is None for row in rows),

@@ -1,14 +1,18 @@
 """Animated thumbnails of clips: WebP files that any browser plays, with a still for readers who want no motion."""
 
 import io
+import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeVar
 
+from data_specs.boxes import ClipBoxes
 from data_specs.jpgs import unpack_jpgs
 from data_specs.schema import ListedVideo
+from tasks.ops.box_checks import draw_boxes, read_boxes
+from tasks.ops.frames import in_order, is_image
 from tasks.ops.shard_reader import StoredSample
 
 if TYPE_CHECKING:
@@ -54,8 +58,8 @@ def choose(rows: Sequence[ListedVideo], seed: int = 0, most: int = _MOST) -> lis
     return chosen
 
 
-def frames_of_video(source: str | IO[bytes], count: int = FRAMES) -> "list[Image]":
-    """Decode a video and return `count` frames, evenly spread (fewer when it has fewer)."""
+def frames_of_video(source: str | IO[bytes], count: int = FRAMES, boxes: ClipBoxes | None = None) -> "list[Image]":
+    """Decode a video and return `count` frames, evenly spread (fewer when it has fewer), with their boxes."""
     import av
 
     with av.open(source) as container:
@@ -66,12 +70,25 @@ def frames_of_video(source: str | IO[bytes], count: int = FRAMES) -> "list[Image
         # The number of frames is not known beforehand: keep every step-th, and double the step when too many.
         for number, frame in enumerate(container.decode(stream)):
             if number % step == 0:
-                kept.append(_small(frame.to_image()))
+                image = _small(frame.to_image())
+                kept.append(image if boxes is None else draw_boxes(image, number, boxes, frame.width))
                 if len(kept) >= 2 * count:
                     kept, step = kept[::2], step * 2
             if number > 3000:
                 break
     return _spread(kept, count)
+
+
+def frames_of_folder(place: Path, count: int = FRAMES) -> "list[Image]":
+    """Return at most `count` pictures of a folder of frames, or the picture at that place."""
+    from PIL import Image
+
+    files = [place / name for name in in_order(os.listdir(place))] if place.is_dir() else [place]
+    found = []
+    for file in _spread(files, count):
+        with Image.open(file) as image:
+            found.append(_small(image))
+    return found
 
 
 def frames_of_jpgs(data: bytes, count: int = FRAMES) -> "list[Image]":
@@ -122,12 +139,14 @@ def preview(row: ListedVideo, place: str | StoredSample, folder: Path) -> Previe
     import av
 
     try:
-        if isinstance(place, str):
+        if isinstance(place, str) and (is_image(place) or os.path.isdir(place)):
+            frames = frames_of_folder(Path(place))
+        elif isinstance(place, str):
             frames = frames_of_video(f"file:{place}")
         elif place.video == "jpgs":
             frames = frames_of_jpgs(place.read("jpgs"))
         else:
-            frames = frames_of_video(io.BytesIO(place.read("mp4")))
+            frames = frames_of_video(io.BytesIO(place.read("mp4")), boxes=read_boxes(place))
     except (av.error.FFmpegError, OSError, ValueError, IndexError, KeyError):
         frames = []
     if not frames:

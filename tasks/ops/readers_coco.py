@@ -26,6 +26,8 @@ class _Image(NamedTuple):
     """From 0."""
     file: str
     labelled: bool
+    subsets: tuple[str, ...] = ()
+    """Named sets of frames that it belongs to."""
 
 
 class _Video(NamedTuple):
@@ -111,6 +113,12 @@ class CocoVideo:
                 video.seen
             ) - len(seen)
         made, told = annotate(seen, labelled, video.num_frames, video.size)
+        subsets: dict[str, list[int]] = {}
+        for image in video.images.values():
+            for name in image.subsets:
+                subsets.setdefault(name, []).append(image.frame)
+        if subsets:
+            made = made.model_copy(update={"subsets": {name: tuple(subsets[name]) for name in sorted(subsets)}})
         return made, notes + told
 
 
@@ -188,7 +196,10 @@ class _Parser:
             labelled = not only_train or bool(item.get("is_vid_train_frame"))
             width, height = item.get("width"), item.get("height")
             size = (width, height) if isinstance(width, int) and isinstance(height, int) and width and height else None
-            mine[frame] = (_Image(frame, file, labelled), size)
+            subsets = item.get("subsets", [])
+            if not isinstance(subsets, list) or not all(isinstance(name, str) and name for name in subsets):
+                raise ReaderError(f"{self._path}: {at}: subsets is {subsets!r}, must be a list of names")
+            mine[frame] = (_Image(frame, file, labelled, tuple(subsets)), size)
             where[number] = (video, frame)
         if only_train and not flagged:
             raise ReaderError(f"{self._path}: no image has is_vid_train_frame, which source.labelled: train asks for")

@@ -6,20 +6,25 @@ Sources in a bucket are not probed here: that would download them.
 
 import json
 import logging
+import os
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data_specs.schema import ClipPolicy, ListedVideo
+from data_specs.box_sources import nominal_rate
+from data_specs.schema import ClipPolicy, DatasetSpec, ListedVideo, RejectReason
 from infra.settings import Settings
 from tasks.ops import acquire
 from tasks.ops.clips import encode_mp4, plan_cut
 from tasks.ops.encoder import EncoderError, ffmpeg_path
+from tasks.ops.frames import fetch_frames, in_order, numbering_problem, remux
 from tasks.ops.jpegs import encode_jpgs
-from tasks.ops.probe import RejectedError, probe
+from tasks.ops.probe import RejectedError, VideoInfo, probe
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ def survey(
     roots: Mapping[str, str],
     settings: Settings,
     progress: Callable[[int, int], None] | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> list[VideoFacts]:
     """Probe the files of some rows (each file once).
 
@@ -71,6 +77,7 @@ def survey(
         roots: Part → its root.
         settings: Settings of the project.
         progress: Called with (done, total).
+        rates: Part → rate of its frame folders (`frame_rates`).
 
     Returns:
         One entry per file, in the order of `rows`.
@@ -90,7 +97,12 @@ def survey(
     if todo:
         cache_path.parent.mkdir(parents=True, exist_ok=True)
         with cache_path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(_THREADS) as pool:
-            results = pool.map(lambda entry: look_at(acquire.local_path(entry[0]), entry[1].path), todo)
+            results = pool.map(
+                lambda entry: look_at(
+                    acquire.local_path(entry[0]), entry[1].path, rates.get(entry[1].part) if rates else None
+                ),
+                todo,
+            )
             for done, ((place, row), facts) in enumerate(zip(todo, results, strict=True), start=1):
                 known[place, row.checksum] = facts
                 file.write("\n" + json.dumps([place, row.checksum, *facts]))
@@ -99,10 +111,32 @@ def survey(
     return [known[place, row.checksum] for place, row in files.items()]
 
 
-def look_at(path: Path, shown: str) -> VideoFacts:
-    """Probe one file; a reject is an answer here, not an error."""
+def frame_rates(spec: DatasetSpec) -> dict[str, float]:
+    """Return part → frame rate of its frame folders and pictures; parts of video files are not in it."""
+    rates = {part.name: nominal_rate(part.source) for part in spec.parts}
+    return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _probe_frames(place: Path, rate: float) -> VideoInfo:
+    """Probe the first picture of a folder of frames (or the picture at that place) and count the others."""
+    names = in_order(os.listdir(place)) if place.is_dir() else [place.name]
+    if not names:
+        raise RejectedError(RejectReason.EMPTY, "the folder has no pictures")
+    problem = numbering_problem(names)
+    if problem:
+        raise RejectedError(RejectReason.BAD_FRAMES, problem)
+    first = (place / names[0]) if place.is_dir() else place
+    with tempfile.TemporaryDirectory(prefix="fovea-frame-") as folder:
+        video = Path(folder) / "frame.mov"
+        remux([(names[0], first.read_bytes())], video, rate)
+        info = probe(video)
+    return replace(info, container="frames", frames=len(names), duration_s=len(names) / rate)
+
+
+def look_at(path: Path, shown: str, rate: float | None = None) -> VideoFacts:
+    """Probe one file, or with a rate one folder of frames; a reject is an answer here, not an error."""
     try:
-        info = probe(path)
+        info = probe(path) if rate is None else _probe_frames(path, rate)
     except RejectedError as error:
         return VideoFacts(shown, "", "", "", 0, 0, 0.0, 0.0, "", error.reason.value, error.detail)
     except OSError as error:
@@ -139,6 +173,7 @@ def estimate_sizes(
     settings: Settings,
     sample: int = 6,
     frames: int = 16,
+    rates: Mapping[str, float] | None = None,
 ) -> SizeEstimate | None:
     """Encode a few videos both ways and extrapolate to all of them.
 
@@ -149,6 +184,7 @@ def estimate_sizes(
         settings: Settings of the project.
         sample: How many videos to encode.
         frames: Frames per sample of the `jpgs` representation, where the policy names no number.
+        rates: Part → rate of its frame folders (`frame_rates`).
 
     Returns:
         The estimate, or None when none of the sample can be encoded.
@@ -161,13 +197,18 @@ def estimate_sizes(
     jpgs: list[int] = []
     for row in pick(rows, sample, seed=1):
         path = acquire.local_path(acquire.join(roots[row.part], row.path))
-        with tempfile.TemporaryDirectory(prefix="fovea-estimate-") as folder:
+        rate = rates.get(row.part) if rates else None
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fovea-estimate-"))
             try:
+                if rate is not None:
+                    fetched = fetch_frames(str(path), Path(folder), row.size or 0, row.checksum, rate)
+                    path = stack.enter_context(fetched).path
                 info = probe(path)
                 cut = plan_cut(info, mp4_policy, row.start_s, row.end_s)
                 one = encode_mp4(path, info, cut, mp4_policy, program, Path(folder))
                 other = encode_jpgs(path, info, cut, jpgs_policy, program, Path(folder))
-            except (RejectedError, EncoderError) as error:
+            except (RejectedError, EncoderError, acquire.SourceChangedError) as error:
                 log.info("%s is left out of the estimate of sizes: %s", row.path, error)
                 continue
         mp4.append(sum(map(len, one.members.values())))

@@ -5,17 +5,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data_specs.boxes import BOXES_MEMBER
 from data_specs.files import sha256_of
 from data_specs.flows import FLOW_MEMBER, count_fields, unpack_flow
 from data_specs.jpgs import unpack_jpgs
 from data_specs.load import LABEL_SEPARATOR, SpecError, class_names, load_spec
 from data_specs.schema import SPLITS, DatasetSpec, ListedVideo, ShardIndex, SplitPolicy, read_index
 from infra.settings import Settings
+from tasks.ops.box_checks import lacking_boxes, stored_problem
 from tasks.ops.listing import manifest_path, part_root, read_manifest
 from tasks.ops.quarantine import QuarantineRow, read_quarantine
 from tasks.ops.shard_reader import StoredSample, some, stored_samples
 from tasks.ops.shards import ShardError, verify_shards
-from tasks.ops.survey import local_rows, pick, survey
+from tasks.ops.survey import frame_rates, local_rows, pick, survey
 
 _FEW_TEST = 100
 _IMBALANCE = 10
@@ -54,7 +56,7 @@ def check_dataset(name: str, settings: Settings, sample: int = 24, all_bytes: bo
     here = local_rows([row for row in rows if row.part in roots], roots)
     if here:
         chosen = pick(here, sample)
-        bad = [facts for facts in survey(name, chosen, roots, settings) if facts.reason]
+        bad = [facts for facts in survey(name, chosen, roots, settings, rates=frame_rates(spec)) if facts.reason]
         shown = "; ".join(f"{facts.path}: {facts.reason}" for facts in bad[:_SHOWN])
         results.append(
             Result("warn", "sources", f"{len(bad)} of {len(chosen)} sampled videos will be rejected: {shown}")
@@ -210,11 +212,29 @@ def check_shards(
         detail = f"{len(lacking)} samples have no optical flow, the specification asks for it: {_examples(lacking)}"
         results.append(Result("fail", "flow", f"{detail}; run the ingest again"))
     bad = [problem for problem in map(_clip_problem, chosen) if problem]
+    results += _check_boxes(rows, samples, samples if all_bytes else chosen, len(class_names(spec)))
     results += [Result("fail", "clips", problem) for problem in bad[:_SHOWN]]
     if not bad:
         results.append(
             Result("ok", "clips", f"{len(chosen)} stored clips decode to the frames that their records state")
         )
+    return results
+
+
+def _check_boxes(
+    rows: Sequence[ListedVideo], samples: Sequence[StoredSample], chosen: Sequence[StoredSample], num_classes: int
+) -> list[Result]:
+    """Check the boxes of some samples, and that all have some that are listed with them."""
+    with_boxes = [sample for sample in chosen if BOXES_MEMBER in sample.entry.members]
+    bad = [problem for problem in (stored_problem(sample, num_classes) for sample in with_boxes) if problem]
+    results = [Result("fail", "boxes", problem) for problem in bad[:_SHOWN]]
+    wrong = lacking_boxes(rows, samples)
+    if wrong:
+        detail = f"{len(wrong)} samples are stored without the boxes that they are listed with, or the other way round"
+        results.append(Result("fail", "boxes", f"{detail}: {_examples(wrong)}; run the ingest again"))
+    if with_boxes and not results:
+        detail = f"the boxes of {len(with_boxes)} stored clips lie inside of pictures and frames"
+        results.append(Result("ok", "boxes", detail))
     return results
 
 

@@ -11,12 +11,10 @@ import pytest
 import yaml
 
 from data_specs.load import load_spec
-from data_specs.schema import Part
 from infra.settings import Settings
 from tasks.ops.listing import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
-SOURCE_KINDS = str(Part.model_json_schema()["properties"]["source"])
 
 
 def run(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -173,7 +171,6 @@ def test_videos_with_boxes_become_a_data_set(root: Path) -> None:
     assert json.loads((root / "data" / "raw" / "sprites" / "task.json").read_text())["config"]["regime"] == "clean"
 
 
-@pytest.mark.skipif("coco_video" not in SOURCE_KINDS, reason="the specification's source has no reader yet")
 def test_boxes_of_sprites_are_listed(root: Path) -> None:
     numbers = ("--size", "64", "--frames", "8", "--train", "2", "--val", "1", "--test", "1")
     assert run(root, "data", "synth", "moving_sprites", "data/raw/sprites", *numbers).returncode == 0

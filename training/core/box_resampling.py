@@ -18,7 +18,7 @@ from training.core.box_matching import Floats, Ints, Matched
 
 __all__ = ["mean_precision", "percentiles", "resampled_precision"]
 
-BATCH = 200
+BATCH = 100
 """Resamples at once: bounds memory; part of what a seed means."""
 
 
@@ -29,7 +29,9 @@ class _Steps:
     video_T: Ints
     """Place of the video of each right detection, best score first."""
     wrong_VT: NDArray[np.float32]
-    """Wrong detections with a better score, by video."""
+    """Wrong detections with a better score, by video; only of videos that have some."""
+    involved_V: NDArray[np.bool_]
+    """Which videos these are."""
     positives_V: NDArray[np.float32]
 
 
@@ -74,7 +76,7 @@ def percentiles(values_B: Floats, alpha: float = 0.05) -> tuple[float, float]:
 
 
 def _draws(videos: int, resamples: int, seed: int) -> Iterator[NDArray[np.float32]]:
-    """Yield how often each video was drawn, some resamples at a time."""
+    """Yield how often each video was drawn, (B,V), some resamples at a time."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, BATCH):
         count = min(BATCH, resamples - start)
@@ -90,27 +92,32 @@ def _steps(matched: Matched, videos: Ints, label: int) -> _Steps:
     total = int(step_N[-1]) if len(step_N) else 0
     # What comes after the last right detection never lowers a precision that counts.
     wrong = np.flatnonzero(~right_N & (step_N < total))
-    counts = np.bincount(place_N[wrong] * total + step_N[wrong], minlength=len(videos) * total)
+    involved_V = np.zeros(len(videos), bool)
+    involved_V[place_N[wrong]] = True
+    row_N, rows = (np.cumsum(involved_V) - 1)[place_N[wrong]], int(involved_V.sum())
+    counts = np.bincount(row_N * total + step_N[wrong], minlength=rows * total)
+    # Whole numbers below 2^24 are exact.
+    wrong_VT = counts.reshape(rows, total).astype(np.float32)
+    np.cumsum(wrong_VT, axis=1, out=wrong_VT)
     mine = objects.label_M == label
     positives_V = np.bincount(np.searchsorted(videos, objects.video_M[mine]), minlength=len(videos))
     return _Steps(
         video_T=place_N[right_N],
-        wrong_VT=np.cumsum(counts.reshape(len(videos), total), axis=1).astype(np.float32),
+        wrong_VT=wrong_VT,
+        involved_V=involved_V,
         positives_V=positives_V.astype(np.float32),
     )
 
 
 def _precision(steps: _Steps, weight_BV: NDArray[np.float32]) -> Floats:
     positives_B = weight_BV @ steps.positives_V
-    result_B = np.where(positives_B > 0, 0.0, np.nan)
-    if not len(steps.video_T):
-        return result_B
     drawn_BT = weight_BV[:, steps.video_T]
     right_BT = np.cumsum(drawn_BT, axis=1)
-    involved = steps.wrong_VT[:, -1] > 0
-    all_BT = weight_BV[:, involved] @ steps.wrong_VT[involved] + right_BT
+    ratio_BT = weight_BV[:, steps.involved_V] @ steps.wrong_VT
+    ratio_BT += right_BT
     # At a right detection that was not drawn the ratio is at most that of the one before, so the envelope ignores it.
-    ratio_BT = np.divide(right_BT, all_BT, out=np.zeros_like(right_BT), where=all_BT > 0)
-    highest_BT = np.maximum.accumulate(ratio_BT[:, ::-1], axis=1)[:, ::-1]
-    area_B = np.einsum("bt,bt->b", drawn_BT, highest_BT, dtype=np.float64)
+    np.divide(right_BT, ratio_BT, out=ratio_BT, where=ratio_BT > 0)
+    highest_BT = ratio_BT[:, ::-1]
+    np.maximum.accumulate(highest_BT, axis=1, out=highest_BT)
+    area_B = np.einsum("bt,bt->b", drawn_BT, ratio_BT, dtype=np.float64)
     return np.where(positives_B > 0, area_B / np.maximum(positives_B, 1), np.nan)

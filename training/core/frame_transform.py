@@ -87,15 +87,17 @@ class FrameTransform:
         batch, frames, height, width, channels = frames_BTHWC.shape
         out_h, out_w = rows.shape[1], columns.shape[1]
         result = frames_BTHWC.new_empty((batch, channels, frames, out_h, out_w), dtype=torch.float32)
-        step = max(1, CHUNK_BYTES // (4 * height * width * channels))
+        most = max(1, CHUNK_BYTES // (4 * height * width * channels))
+        videos = max(1, most // frames)
         with torch.autocast(frames_BTHWC.device.type, enabled=False):
-            for index in range(batch):
-                for start in range(0, frames, step):
-                    pixels = frames_BTHWC[index, start : start + step].float().flatten(2)
-                    narrow = (rows[index] @ pixels).view(-1, out_h, width, channels)
-                    flat = narrow.permute(3, 0, 1, 2).reshape(-1, width)
-                    part = (flat @ columns[index].mT).view(channels, -1, out_h, out_w)
-                    result[index, :, start : start + part.shape[1]] = part
+            for row in range(0, batch, videos):
+                some = slice(row, row + videos)
+                for start in range(0, frames, most):
+                    pixels = frames_BTHWC[some, start : start + most].float().flatten(3)
+                    narrow = (rows[some, None] @ pixels).view(*pixels.shape[:2], out_h, width, channels)
+                    flat = narrow.permute(0, 4, 1, 2, 3).flatten(1, 3)
+                    part = (flat @ columns[some].mT).view(len(pixels), channels, -1, out_h, out_w)
+                    result[some, :, start : start + part.shape[2]] = part
         line = torch.arange(out_h, device=size_B2.device)[:, None] < size_B2[:, 0, None, None]
         inside = line & (torch.arange(out_w, device=size_B2.device) < size_B2[:, 1, None, None])
         for channel, (scale, shift) in enumerate(self._scale_shift):

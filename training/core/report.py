@@ -94,8 +94,7 @@ def write_report(settings: Settings, dataset: str | None = None) -> Path:
     pages = copy_pages(settings)
     names = sorted({*groups, *pages})
     datasets = [_dataset(name, groups.get(name, [])) | {"pages": pages.get(name, [])} for name in names]
-    boxes = any(shown.facts is not None and shown.facts.boxes for versions in groups.values() for shown in versions)
-    _write(folder / "index.html", "index.html.j2", datasets=datasets, boxes=boxes)
+    _write(folder / "index.html", "index.html.j2", datasets=datasets)
     write_text(state_file, json.dumps(new, indent=1, sort_keys=True) + "\n")
     return folder / "index.html"
 

@@ -1,7 +1,8 @@
 """The table of displacements: where the alignment looks (§3), and how far that is at most."""
 
 import math
-from typing import Any, NamedTuple
+from collections import deque
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from training.lsts.sampling import Window
 
 MARGIN = 0.5
 """Cells that offsets may move, in any direction, before a training step has to know about it."""
+
+LAG = 8
+"""Age of what the host knows of a table on a device, forward passes of alignments; a training step has one or two."""
 
 EDGE = 1e-3
 """Cells that an offset keeps from its window's last column and row: its right corner has to be inside."""
@@ -45,19 +49,13 @@ def touched_shifts(table_K2: Tensor) -> int:
     return len(shifts)
 
 
-class _Copy(NamedTuple):
-    """Extent of a table on its way to the host."""
-
-    extent: Tensor
-    done: torch.cuda.Event
-
-
 class Offsets(nn.Module):
     """K displacements in feature cells, the same for every cell, and for SRFU and DFA.
 
-    What whole shifts they touch decides the shapes of the alignment's products, so the host has to know it. On a CUDA
-    device it learns it without waiting: `refresh` starts a copy, and takes its result in some later step. Until then
-    offsets are kept within the window that the host knows, which has a margin, so that every result is exact.
+    What whole shifts they touch decides the shapes of the alignment's products, so the host has to know it. While
+    training on a CUDA device it learns it from copies that are some passes old, and does not wait for the device. Until
+    then offsets are kept within the window that it knows, which has a margin, so that every result is exact; and since
+    the age of the copies is fixed, all ranks know the same.
 
     Call `clamp_` after each step of the optimizer. `refresh` is called by each forward pass of an `Alignment`, except
     in compiled code, where it has to be called before.
@@ -73,31 +71,38 @@ class Offsets(nn.Module):
         self.table = nn.Parameter(torch.empty(table.shape), requires_grad=config.learned)
         with torch.no_grad():
             self.table.copy_(table)
-        self._pending: _Copy | None = None
-        self._see(_extent(table).tolist())
+        extent = _extent(table)
+        self._exact = self._window(extent, 0.0)
+        self._wide = self._window(extent, MARGIN)
+        self._forget()
         self.register_load_state_dict_post_hook(_forget_after_loading)
 
     # --- what the host knows --------------------------------------------------------------------
 
-    def _see(self, extent: list[float]) -> None:
-        """Take note of the least and largest x and y."""
-        x0, y0, x1, y1 = extent
-        bounds = [(min(math.floor(low), 0), max(math.ceil(high), 0)) for low, high in ((x0, x1), (y0, y1))]
-        self._exact = Window(bounds[0][0], bounds[1][0], bounds[0][1], bounds[1][1])
-        bounds = [self._with_margin(low, high) for low, high in ((x0, x1), (y0, y1))]
-        self._wide = Window(bounds[0][0], bounds[1][0], bounds[0][1], bounds[1][1])
-        self._version = self.table._version
-        self._followed = self._learning()
+    def _window(self, extent: Tensor, margin: float) -> Window | None:
+        """Return the window of a table; None of one that is not finite, as the loss will soon say."""
+        x0, y0, x1, y1 = extent.tolist()
+        if not all(map(math.isfinite, (x0, y0, x1, y1))):
+            return None
+        bounds = [self._span(low, high, margin) for low, high in ((x0, x1), (y0, y1))]
+        return Window(bounds[0][0], bounds[1][0], bounds[0][1], bounds[1][1])
 
-    def _with_margin(self, low: float, high: float) -> tuple[int, int]:
-        # No further than the clamp, unless the table is.
-        low = min(low, max(low - MARGIN, -self.clamp))
-        high = max(high, min(high + MARGIN, self.clamp))
+    def _span(self, low: float, high: float, margin: float) -> tuple[int, int]:
+        if not margin:
+            return min(math.floor(low), 0), max(math.ceil(high), 0)
+        # No further than the clamp, unless the table is. A whole offset needs the corner to its right as well.
+        low = min(low, max(low - margin, -self.clamp))
+        high = max(high, min(high + margin, self.clamp))
         return min(math.floor(low), 0), max(math.floor(high) + 1, 0)
 
     def _forget(self) -> None:
         """The table was replaced: the next `refresh` reads it, and waits for that."""
-        self._version, self._followed, self._pending = -1, False, None
+        self._seen = -1
+        """Version of the table that `_exact` is of."""
+        self._followed = False
+        """Whether `_wide` is of this table."""
+        self._copies: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        """Extents on their way to the host, the oldest first."""
 
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> "Offsets":
@@ -106,8 +111,8 @@ class Offsets(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # An event can be neither copied nor sent.
-        return {**self.__dict__, "_pending": None}
+        # Events can be neither copied nor sent.
+        return {**self.__dict__, "_copies": deque(), "_followed": False, "_seen": -1}
 
     def _learning(self) -> bool:
         return self.table.requires_grad and torch.is_grad_enabled()
@@ -115,33 +120,47 @@ class Offsets(nn.Module):
     def refresh(self) -> None:
         """Let the host learn how far the table reaches.
 
-        The host waits for the device only in evaluation, when the table has changed, and in the first training step
-        after that, or after the table was loaded or moved.
+        The host waits for the device only in evaluation, when the table has changed, and in the first training pass
+        after the table was loaded or moved.
         """
         if self.table.is_meta:
             return
-        learning = self._learning()
         if not self.table.is_cuda:
             # Reading is cheap, and version counters miss the steps of fused optimizers.
-            self._see(_extent(self.table).tolist())
-        elif learning != self._followed or (not learning and self._version != self.table._version):
-            self._pending = None
-            self._see(_extent(self.table).tolist())
-        elif learning:
-            if self._pending is not None and self._pending.done.query():
-                self._see(self._pending.extent.tolist())
-                self._pending = None
-            if self._pending is None:
-                host = torch.empty(4, dtype=torch.float32, pin_memory=True)
-                host.copy_(_extent(self.table), non_blocking=True)
-                done = torch.cuda.Event()
-                done.record()
-                self._pending = _Copy(host, done)
+            extent = _extent(self.table)
+            self._exact = self._window(extent, 0.0) or self._exact
+            self._wide = self._window(extent, MARGIN) or self._wide
+        elif not self._learning():
+            if self._seen != self.table._version:
+                self._exact = self._window(_extent(self.table), 0.0) or self._exact
+                self._seen = self.table._version
+        else:
+            self._seen = -1
+            if self._followed:
+                self._follow()
+            else:
+                self._wide = self._window(_extent(self.table), MARGIN) or self._wide
+                self._followed = True
+
+    def _follow(self) -> None:
+        """Send for the table's extent, and take the one that was sent for `LAG` passes ago."""
+        if len(self._copies) < LAG:
+            host = torch.empty(4, dtype=torch.float32, pin_memory=True)
+        else:
+            host, arrived = self._copies.popleft()
+            arrived.synchronize()  # long past
+            self._wide = self._window(host, MARGIN) or self._wide
+        host.copy_(_extent(self.table), non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._copies.append((host, arrived))
 
     @property
     def window(self) -> Window:
         """Shifts that the locations can touch: all that have a share, while learning with a margin around them."""
-        return self._wide if self._learning() else self._exact
+        window = self._wide if self._learning() else self._exact
+        assert window is not None  # the first table is finite
+        return window
 
     # --- the table ------------------------------------------------------------------------------
 
@@ -154,7 +173,7 @@ class Offsets(nn.Module):
         """Return the table (K,2), within the window."""
         if not self._learning():
             return self.table
-        low, high = self._bounds(self._wide)
+        low, high = self._bounds(self.window)
         return torch.stack([self.table[:, axis].clamp(low[axis], high[axis]) for axis in (0, 1)], dim=1)
 
     @staticmethod
@@ -165,7 +184,7 @@ class Offsets(nn.Module):
     def clamp_(self) -> None:
         """Bring offsets back that a step took beyond the clamp, or out of the window that the host knows."""
         low, high = (-self.clamp, -self.clamp), (self.clamp, self.clamp)
-        if self.table.is_cuda and self._followed:
+        if self.table.is_cuda and self._followed and self._wide is not None:
             window_low, window_high = self._bounds(self._wide)
             low = (max(low[0], window_low[0]), max(low[1], window_low[1]))
             high = (min(high[0], window_high[0]), min(high[1], window_high[1]))

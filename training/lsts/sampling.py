@@ -145,6 +145,8 @@ class Canvas(NamedTuple):
     width: int
     window: Window
     block: int
+    images: int = 1
+    """Maps below one another, each with the zeros that its shifts reach: several memories are one tall one."""
 
     @classmethod
     def of(cls, map_NCHW: Tensor, window: Window) -> "Canvas":
@@ -158,9 +160,14 @@ class Canvas(NamedTuple):
         return self.width + self.window.columns - 1
 
     @property
+    def rows(self) -> int:
+        """Rows of query cells, over all images."""
+        return (self.images - 1) * self.slot + self.height
+
+    @property
     def blocks(self) -> int:
         """Blocks of query cells."""
-        return -(-self.height * self.pitch // self.block)
+        return -(-self.rows * self.pitch // self.block)
 
     @property
     def reach(self) -> int:
@@ -168,31 +175,36 @@ class Canvas(NamedTuple):
         return self.block + self.window.columns - 1
 
     @property
-    def memory_rows(self) -> int:
-        """Rows of a laid out memory, with zeros for what the last blocks reach."""
-        cells = (self.window.rows - 1) * self.pitch + (self.blocks - 1 + -(-self.reach // self.block)) * self.block
-        return -(-cells // self.pitch)
+    def slot(self) -> int:
+        """Rows of one laid out memory, with zeros for what the last blocks reach, wherever these begin."""
+        blocks = -(-self.height * self.pitch // self.block) + -(-self.reach // self.block)
+        return -(-((self.window.rows - 1) * self.pitch + blocks * self.block) // self.pitch)
 
 
 def lay_out_memory(map_MCHW: Tensor, canvas: Canvas) -> Tensor:
     """(M,C,H,W) → (M,cells,C) with the zeros around it."""
     window = canvas.window
-    below = canvas.memory_rows - canvas.height + window.y0
+    below = canvas.slot - canvas.height + window.y0
     return F.pad(map_MCHW, (-window.x0, window.x1, -window.y0, below)).permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
 def _lay_out_query(map_NCHW: Tensor, canvas: Canvas) -> Tensor:
-    """(N,C,H,W) → (blocks,N·block,C)."""
+    """(images·F,C,H,W) → (blocks,F·block,C), the F frames of each image side by side."""
     cells = canvas.blocks * canvas.block
-    below = -(-cells // canvas.pitch) - canvas.height
-    flat = F.pad(map_NCHW, (0, canvas.pitch - canvas.width, 0, below)).permute(0, 2, 3, 1).flatten(1, 2)
+    padded = F.pad(map_NCHW, (0, canvas.pitch - canvas.width, 0, canvas.slot - canvas.height))
+    flat = padded.unflatten(0, (canvas.images, -1)).permute(1, 0, 3, 4, 2).flatten(1, 3)
+    # The last block may end a little behind the last slot, if that is full to the brim.
+    flat = F.pad(flat, (0, 0, 0, max(0, cells - flat.shape[1])))
     return flat[:, :cells].unflatten(1, (canvas.blocks, canvas.block)).transpose(0, 1).flatten(1, 2).contiguous()
 
 
 def _take_up(blocks: Tensor, canvas: Canvas) -> Tensor:
-    """(blocks,N,block,C) → (N,C,H,W), a view where N is 1."""
-    flat = blocks.transpose(0, 1).flatten(1, 2)[:, : canvas.height * canvas.pitch]
-    return flat.unflatten(1, (canvas.height, canvas.pitch))[:, :, : canvas.width].permute(0, 3, 1, 2)
+    """(blocks,F,block,C) → (images·F,C,H,W), a view where there is one frame or one image."""
+    flat = blocks.transpose(0, 1).flatten(1, 2)[:, : canvas.rows * canvas.pitch]
+    if canvas.images > 1:
+        flat = F.pad(flat, (0, 0, 0, (canvas.slot - canvas.height) * canvas.pitch))
+    rows = flat.unflatten(1, (canvas.images, -1, canvas.pitch))[:, :, : canvas.height, : canvas.width]
+    return rows.permute(1, 0, 4, 2, 3).flatten(0, 1)
 
 
 def _reached(memory_LC: Tensor, row: int, canvas: Canvas) -> Tensor:
@@ -261,7 +273,7 @@ def _spread(weight: Tensor, query: Tensor, canvas: Canvas) -> Tensor:
     with _no_autocast(weight):
         band = _bands(weight, canvas).to(query.dtype)
         cells, block = canvas.blocks * canvas.block, canvas.block
-        shape = canvas.memory_rows * canvas.pitch, query.shape[-1]
+        shape = canvas.images * canvas.slot * canvas.pitch, query.shape[-1]
         result = torch.zeros(shape, dtype=at_least_fp32(query.dtype), device=query.device)
         for row in range(canvas.window.rows):
             part = torch.bmm(band[row].transpose(1, 2), query)
@@ -320,7 +332,9 @@ def bilinear_weights(offsets_K2: Tensor, window: Window) -> Tensor:
         shift = torch.arange(first, last + 1, dtype=place.dtype, device=place.device)
         left = place.detach().floor()
         share = place - left
-        factors.append(torch.where(shift == left, 1 - share, 0) + torch.where(shift == left + 1, share, 0))
+        factor = torch.where(shift == left, 1 - share, 0) + torch.where(shift == left + 1, share, 0)
+        # An offset that is not a number equals no shift, and must not pass for one that is never used.
+        factors.append(factor + share * 0)
     return (factors[0][:, :, None] * factors[1][:, None, :]).flatten(1)
 
 
@@ -328,7 +342,7 @@ def _outside(offsets_K2: Tensor, canvas: Canvas) -> Tensor:
     """Return which locations to leave out, (blocks,1,block,K); none of a cell where all lie outside."""
     cell = torch.arange(canvas.blocks * canvas.block, device=offsets_K2.device)
     x = (cell % canvas.pitch)[:, None] + offsets_K2[:, 0]
-    y = (cell // canvas.pitch)[:, None] + offsets_K2[:, 1]
+    y = (cell // canvas.pitch % canvas.slot)[:, None] + offsets_K2[:, 1]
     outside = (x < 0) | (x > canvas.width - 1) | (y < 0) | (y > canvas.height - 1)
     return (outside & ~outside.all(1, keepdim=True)).unflatten(0, (canvas.blocks, 1, canvas.block))
 
@@ -369,18 +383,13 @@ def sample_factorised(
     with _no_autocast(query_NEHW):
         dtype = at_least_fp32(query_NEHW.dtype)
         weights_KD = bilinear_weights(offsets_K2, canvas.window).to(dtype)
-        outside = _outside(offsets_K2, canvas) if border == "mask" else None
-        aligned, attention = [], []
-        for memory_LC, descriptors_LE, query in zip(
-            memory_MLC.unbind(), descriptors_MLE.unbind(), query_NEHW.chunk(memories), strict=True
-        ):
-            laid_out = _lay_out_query(query, canvas)
-            score = _Correlate.apply(laid_out, descriptors_LE, canvas) @ weights_KD.T
-            if outside is not None:
-                score = score.masked_fill(outside, -math.inf)
-            share = score.softmax(dim=-1)
-            mixed = _Mix.apply(share @ weights_KD, memory_LC, canvas)
-            aligned.append(_take_up(mixed.unflatten(1, (-1, canvas.block)), canvas))
-            if shares:
-                attention.append(_take_up(share, canvas))
-        return torch.cat(aligned), torch.cat(attention) if shares else None
+        # One product for all memories: a loop over them would launch as many small ones.
+        canvas = canvas._replace(images=memories)
+        laid_out = _lay_out_query(query_NEHW, canvas)
+        score = _Correlate.apply(laid_out, descriptors_MLE.flatten(0, 1), canvas) @ weights_KD.T
+        if border == "mask":
+            score = score.masked_fill(_outside(offsets_K2, canvas), -math.inf)
+        share = score.softmax(dim=-1)
+        mixed = _Mix.apply(share @ weights_KD, memory_MLC.flatten(0, 1), canvas)
+        aligned = _take_up(mixed.unflatten(1, (-1, canvas.block)), canvas)
+        return aligned, _take_up(share, canvas) if shares else None

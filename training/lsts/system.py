@@ -278,7 +278,7 @@ def average_gmac(costs: FrameCosts, method: MethodConfig, num_frames: int) -> fl
 
 def offset_figures(model: LSTS) -> Mapping[str, float]:
     """Return where the alignment looks: mean |x| and |y| of the offsets, and the largest of both, cells."""
-    return {} if model.offsets is None else {k: float(v) for k, v in model.offsets.statistics().items()}
+    return {} if model.offsets is None else {f"offsets_{k}": float(v) for k, v in model.offsets.statistics().items()}
 
 
 def _targets(boxes: FrameBoxes) -> Targets:

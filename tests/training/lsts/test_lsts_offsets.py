@@ -10,7 +10,7 @@ from torch import nn
 
 from training.lsts.config import AlignmentConfig, OffsetsConfig
 from training.lsts.fusion import Alignment
-from training.lsts.offsets import MARGIN, Offsets, dead, touched_shifts, usage
+from training.lsts.offsets import LAG, MARGIN, Offsets, dead, touched_shifts, usage
 from training.lsts.sampling import Window, bilinear_weights
 
 GRID = OffsetsConfig(init="grid", radius=4, seed=0, learned=True, clamp=8)
@@ -102,6 +102,19 @@ def test_steps_of_fused_optimizers_are_seen():
     offsets.refresh()
     assert offsets.table.tolist() == [[-3, -3]]
     assert offsets.window == Window(-4, -4, 0, 0)
+
+
+def test_a_table_that_is_not_finite_shows_in_the_result():
+    offsets = with_table([[0.5, 0.0], [1.0, 0.0]])
+    window = offsets.window
+    with torch.no_grad():
+        offsets.table[0, 0] = torch.nan
+    offsets.clamp_()
+    offsets.refresh()
+    assert offsets.window == window
+    weights = bilinear_weights(offsets(), window).detach()
+    assert bool(weights[0].isnan().any())
+    assert bool(weights[1].isfinite().all())
 
 
 def test_clamp():
@@ -225,15 +238,29 @@ def test_a_training_step_does_not_wait():
     offsets.refresh()
     try:
         torch.cuda.set_sync_debug_mode("error")
-        for _ in range(3):
+        for _ in range(40):
             with torch.no_grad():
-                offsets.table += 0.1
+                offsets.table += 0.03
             offsets.clamp_()
             offsets.refresh()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.cuda.synchronize()
+    # Slow enough to be followed: nothing was held back.
+    moved = offsets.table.detach().cpu() - Offsets(GAUSSIAN).table.detach()
+    assert float((moved - 1.2).abs().max()) < 1e-4
+    assert float((bilinear_weights(offsets().detach(), offsets.window).sum(1) - 1).abs().max()) < 1e-5
+
+
+@pytest.mark.gpu
+def test_a_leap_is_held_back_until_it_is_known():
+    offsets = Offsets(GAUSSIAN).cuda()
     offsets.refresh()
-    torch.cuda.synchronize()
-    offsets.refresh()
-    assert float(offsets.table.detach().max()) < offsets.window.x1
+    window = offsets.window
+    with torch.no_grad():
+        offsets.table += 5
+    offsets.clamp_()
+    assert float(offsets.table.detach().max()) < window.x1 + window.y1
+    for _ in range(LAG + 1):
+        offsets.refresh()
+    assert offsets.window.x1 >= window.x1
+    assert float((bilinear_weights(offsets().detach(), offsets.window).sum(1) - 1).abs().max()) < 1e-5

@@ -1,7 +1,9 @@
 """Boxes from annotation to shard: they lie where the pixels are, and nothing else gets in."""
 
 import os
+import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from data_specs.schema import (
     RejectReason,
     ShardPolicy,
 )
+from tasks.media import make_jobs
 from tasks.ops.boxes import Annotation, Seen, annotate, stored_boxes
 from tasks.ops.listing import manifest_bytes, read_manifest
 from tasks.ops.plan import PlanError, find_duplicates, plan_shards
@@ -187,6 +190,18 @@ def test_shard_has_the_member_and_the_same_bytes_twice(vid, ingest, tmp_path) ->
         made[store.name] = {path.name: path.read_bytes() for path in store.iterdir()}
     assert made["one"] == made["two"]
     assert len(made["one"]) == 6
+
+
+def test_jobs_of_the_ingest_travel_to_workers(vid, ingest) -> None:
+    listed = ingest(vid_source(vid))
+    jobs = make_jobs(listed.plan, listed.settings)
+    made = [write_shard(pickle.loads(pickle.dumps(job))) for job in jobs]
+    assert [stored.info.samples for stored in made] == [1, 2]
+    before = {path.name: path.read_bytes() for path in jobs[0].store.iterdir()}
+    for job in jobs:
+        write_shard(replace(job, context=replace(job.context, isolate=True)))
+    assert {path.name: path.read_bytes() for path in jobs[0].store.iterdir()} == before
+    assert make_jobs(listed.plan, listed.settings) == []
 
 
 def test_classes_are_part_of_the_checksum(vid, ingest, box_spec) -> None:
@@ -377,7 +392,8 @@ def test_checksum_sees_every_field() -> None:
     made, _ = annotate([Seen(0, 0, 0, (1.0, 1.0, 5.0, 5.0))], [0], 1, (8, 8))
     changes: list[dict[str, object]] = [
         {"num_frames": 2}, {"width": 9}, {"height": 9}, {"labelled": (0, 1)}, {"tracks": ()},
+        {"subsets": {"dark": (0,)}},
     ]  # fmt: skip
     sums = {made.sha256, *(made.model_copy(update=change).sha256 for change in changes)}
-    assert len(sums) == 6
+    assert len(sums) == 7
     assert set(Annotation.model_fields) == {next(iter(change)) for change in changes}

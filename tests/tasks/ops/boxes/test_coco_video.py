@@ -134,6 +134,20 @@ def test_only_training_frames(coco, ingest, boxes_of) -> None:
         ingest(coco(make_data(), labelled="train"))
 
 
+def test_named_sets_of_frames(coco, ingest, boxes_of) -> None:
+    data = make_data()
+    plain = ingest(coco(data)).listing.rows
+    for image in data["images"]:
+        image["subsets"] = ["dark", "blurred"] if image["frame_id"] == 2 else ["dark"] if image["frame_id"] else []
+    listed = ingest(coco(data))
+    assert boxes_of(listed.good("a")).subsets == {"blurred": (2,), "dark": (1, 2, 3)}
+    # Part of what the shard is planned from; without any, the sum is that of the time before there were sets.
+    assert listed.listing.rows[0].boxes != plain[0].boxes
+    data["images"][1]["subsets"] = "dark"
+    with pytest.raises(ReaderError, match=r"images\[1\]: subsets is 'dark', must be a list"):
+        ingest(coco(data))
+
+
 def test_crowds_are_left_out_and_told(coco, ingest, boxes_of) -> None:
     data = make_data()
     data["annotations"][2]["iscrowd"] = 1
@@ -297,9 +311,7 @@ def test_sparse_frame_ids_of_a_file(clip_source, ingest, boxes_of) -> None:
 
 def test_frame_ids_of_a_file_that_count_from_one_are_noticed(clip_source, ingest) -> None:
     data = as_files(make_data(first=1))
-    with pytest.raises(
-        ReaderError, match=r"its frame_ids are 1 to 4, .* is 0; set source\.frames_from: 1"
-    ):
+    with pytest.raises(ReaderError, match=r"its frame_ids are 1 to 4, .* is 0; set source\.frames_from: 1"):
         ingest(clip_source(data, [0, 4, 8, 12]))
 
 
