@@ -29,6 +29,7 @@ def _train(inputs: StageInputs) -> System:
         prefix = "model."
         state = load_state(inputs.upstream["lsts_single"])
         system.model.load_detector({name.removeprefix(prefix): value for name, value in state.items()})
+    system.train_backbone = config.train_backbone
     system.freeze()
     return system
 

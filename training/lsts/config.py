@@ -202,6 +202,9 @@ class TrainConfig(_Fits):
     method: str
     methods: dict[str, MethodConfig]
     batch_norm: BatchNorm
+    train_backbone: bool = True
+    """Off: the detector's backbone stays as it is, and alignment, light branch and head learn to use it; a step then
+    costs less than half."""
 
     @property
     def chosen(self) -> MethodConfig:

@@ -191,9 +191,11 @@ class LSTSSystem(_Detector):
     def fixed_norms(self) -> Iterable[nn.Module]:
         return (self.model.backbone,) if self._batch_norm == "frozen" else ()
 
+    train_backbone: bool = True
+
     @override
     def frozen(self) -> Iterable[nn.Module]:
-        return self.model.backbone.frozen()
+        return self.model.backbone.frozen() if self.train_backbone else (self.model.backbone,)
 
     @override
     def networks(self) -> Iterable[nn.Module]:
