@@ -183,8 +183,7 @@ class LSTS(nn.Module):
 
     def load_weights(self, root: Path) -> WeightReport | None:
         """Load published weights of the backbone, where the config names some; returns what fitted."""
-        file = self.config.backbone.weights
-        return None if file is None else self.backbone.load(file, root)
+        return self.backbone.load(root)
 
 
 def displacements(

@@ -1,7 +1,7 @@
 """Losses, inference and cost of the LSTS stages."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,7 +278,7 @@ def average_gmac(costs: FrameCosts, method: MethodConfig, num_frames: int) -> fl
     return total / num_frames
 
 
-def offset_figures(model: LSTS) -> Mapping[str, float]:
+def offset_figures(model: LSTS) -> dict[str, float]:
     """Return where the alignment looks: mean |x| and |y| of the offsets, and the largest of both, cells."""
     return {} if model.offsets is None else {f"offsets_{k}": float(v) for k, v in model.offsets.statistics().items()}
 

@@ -89,7 +89,7 @@ def by_class(found: Sequence[Findings], classes: Sequence[str]) -> str:
     single = next((each.single for each in found if each.single is not None), None)
     columns = [(each.name, each.main) for each in found] + ([("single frames", single)] if single is not None else [])
     counts_K = found[0].main.table.objects_SK[0]
-    present = np.flatnonzero(counts_K)
+    present = np.flatnonzero(counts_K).tolist()
     values = np.stack([detector.class_K[present] for _, detector in columns], axis=1)
     notes = [f"{int(counts_K[k])} boxes" for k in present]
     return shares([classes[k] for k in present], [name for name, _ in columns], values, notes)
@@ -107,7 +107,7 @@ def curves(best: Findings) -> tuple[str, Legend]:
 
 def class_curves(best: Findings, classes: Sequence[str]) -> list[str]:
     """Draw the same of each class; nothing where there are too many."""
-    present = np.flatnonzero(~np.isnan(best.main.class_K))
+    present = np.flatnonzero(~np.isnan(best.main.class_K)).tolist()
     if len(present) > MOST:
         return []
     charts = []

@@ -178,7 +178,7 @@ def _caption(frame: HardFrame, key: str, best: Findings) -> str:
 
 def _offsets(found: Sequence[Findings], best: Findings) -> list[dict[str, Any]]:
     """Return the offsets of each method that has some; the one on top of the page first."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for each in sorted(found, key=lambda one: one is not best):
         motion = motion_of(each.evaluated)
         if motion is None:
