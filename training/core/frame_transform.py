@@ -133,7 +133,7 @@ def _on_device(value: Tensor, device: torch.device) -> Tensor:
 
 
 def _scaled(boxes: FrameBoxes, scale_B2: Tensor, size_B2: Tensor, flip_B: Tensor) -> FrameBoxes:
-    scale_B4 = scale_B2[:, [1, 0, 1, 0]]
+    scale_B4 = scale_B2.flip(1).repeat(1, 2)
     box = boxes.box_BTN4 * scale_B4[:, None, None]
     width = size_B2[:, 1, None, None]
     mirrored = torch.stack([width - box[..., 2], box[..., 1], width - box[..., 0], box[..., 3]], dim=-1)
