@@ -83,7 +83,7 @@ def speed(options: argparse.Namespace) -> None:
     device = torch.device("cuda")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, batch {options.batch}")
     print(f"{'step':<26}{'examples/s':>11}{'ms':>8}{'peak GiB':>10}{'first loss':>12}{'last':>8}")
-    for kind in options.kinds.split(","):
+    for kind in filter(None, options.kinds.split(",")):
         name, _, rest = kind.partition(":")
         torch.manual_seed(0)
         torch.cuda.reset_peak_memory_stats()
@@ -108,7 +108,6 @@ def speed(options: argparse.Namespace) -> None:
     inference(options, device)
 
 
-@torch.inference_mode()
 def inference(options: argparse.Namespace, device: torch.device) -> None:
     """Print ms per frame of a video of forty frames: single-frame detector, LSTS, reused boxes."""
     torch.manual_seed(0)
@@ -118,15 +117,15 @@ def inference(options: argparse.Namespace, device: torch.device) -> None:
         raw = video(1, 40, options, device)
         for name, method in (("single", SINGLE), ("lsts", METHOD), ("hold", HOLD)):
             for precision in PRECISIONS:
-                with precision_context(precision, device)():
-                    for _ in range(2):
-                        runner: LSTSRunner = system.runner(system.model, method)
-                        torch.cuda.synchronize()
-                        started = time.perf_counter()
+                for _ in range(2):
+                    runner: LSTSRunner = system.runner(system.model, method)
+                    torch.cuda.synchronize()
+                    started = time.perf_counter()
+                    with precision_context(precision, device)(), torch.inference_mode():
                         runner.push(raw)
                         answer = runner.finish()
-                        torch.cuda.synchronize()
-                        seconds = time.perf_counter() - started
+                    torch.cuda.synchronize()
+                    seconds = time.perf_counter() - started
                 shown = f"{1000 * seconds / 40:>8.2f} ms per frame, {answer.gmac / 40:>8.2f} GMAC"
                 print(f"inference {head:<6}{name:<7}{precision:<5}{shown}", flush=True)
 

@@ -131,9 +131,11 @@ class Offsets(nn.Module):
             self._exact = self._window(extent, 0.0) or self._exact
             self._wide = self._window(extent, MARGIN) or self._wide
         elif not self._learning():
-            if self._seen != self.table._version:
+            # A table that was made in inference mode has no version: it is read each time.
+            version = None if self.table.is_inference() else self.table._version
+            if version is None or self._seen != version:
                 self._exact = self._window(_extent(self.table), 0.0) or self._exact
-                self._seen = self.table._version
+                self._seen = -1 if version is None else version
         else:
             self._seen = -1
             if self._followed:
