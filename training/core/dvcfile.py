@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from training.core.config import parse_yaml
 from training.core.stage import EVERY, Kind, Stage, check_upstream, upstream_ref, upstream_stage
 from training.registry import FAMILIES, all_stages, family_of
 
@@ -211,7 +212,7 @@ def write(root: Path) -> bool:
 def check(root: Path) -> list[str]:
     """Return what differs between `<root>/dvc.yaml` and the registered stages; empty when nothing does."""
     path = root / "dvc.yaml"
-    listed: dict[str, Any] = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
+    listed: dict[str, Any] = (parse_yaml(path.read_text()) or {}).get("stages", {})
     expected = training_entries(root)
     problems = []
     for name, entry in expected.items():

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
 from data_specs.schema import Strict
-from training.core.config import ConfigError, validate
+from training.core.config import ConfigError, parse_yaml, validate
 
 Decision = Literal["passed", "failed", "underpowered"]
 
@@ -60,7 +59,7 @@ def load_gate_config(params: Path) -> GateConfig:
     Raises:
         ConfigError: an unknown field or a bad value.
     """
-    content = yaml.safe_load(params.read_text()) if params.exists() else None
+    content = parse_yaml(params.read_text()) if params.exists() else None
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{params} must be a mapping of sections")
     return validate(GateConfig, (content or {}).get("gate") or {}, f"section gate of {params}")
