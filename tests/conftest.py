@@ -34,7 +34,7 @@ HEAVY = {
     "tests/training/core/registry": True,
     "tests/training/test_every_stage.py": True,
     "tests/training/core/test_search.py": False,
-    "tests/training/core/test_run.py": False,
+    "tests/training/core/test_run.py": True,
     "tests/training/backbones/test_backbones.py": False,
     "tests/tasks/test_fanout.py": True,
     "tests/test_architecture.py": False,

@@ -119,7 +119,7 @@ def test_changed_parameter_makes_stale_what_depends_on_it_and_nothing_else(proje
 def test_kill_of_dvc_in_the_middle_of_a_fit(project: Path, reproduced: dict) -> None:
     """`kill -9` of dvc, and at once again: one writer, the fit goes on from its checkpoint (D2, D3)."""
     env = {**reproduced, "SHELL": "/bin/sh"}  # DVC's shell; unlike bash, dash stays as the parent of what it runs
-    set_fit(project, "adafocus_pretrain", steps=120)
+    set_fit(project, "adafocus_pretrain", steps=80)
     command = ["dvc", "repro", "--single-item", "adafocus_pretrain@demo-glance"]
     try:
         first = subprocess.Popen(command, cwd=project, env=env, start_new_session=True)
@@ -133,7 +133,7 @@ def test_kill_of_dvc_in_the_middle_of_a_fit(project: Path, reproduced: dict) -> 
         run(project, env, *command)
         info = json.loads((project / "runs/demo/adafocus_pretrain/glance/run.json").read_text())
         assert info["fit"]["resumed_from"] >= 10
-        assert info["fit"]["steps"] == 120
+        assert info["fit"]["steps"] == 80
     finally:
         set_fit(project, "adafocus_pretrain", steps=60)
         run(project, reproduced, *command)  # DVC has this result in its run cache

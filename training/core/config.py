@@ -4,6 +4,7 @@ Rule for defaults: a field whose change would change a reported number has no de
 have one. Shared blocks are Python types, not YAML inheritance.
 """
 
+import copy
 import difflib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,6 +27,7 @@ __all__ = [
     "WeightsFile",
     "apply_overrides",
     "load_section",
+    "parse_yaml",
     "validate",
 ]
 
@@ -359,6 +361,18 @@ def _known_fields(model: type[BaseModel]) -> list[str]:
     return names
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML text says, as `yaml.safe_load`; by libyaml, eight times as fast, where PyYAML has it.
+
+    Raises:
+        yaml.YAMLError: no YAML.
+    """
+    return yaml.load(text, Loader=_LOADER)
+
+
 def load_section(path: Path, section: str) -> dict[str, Any]:
     """Return one stage's section of a params file.
 
@@ -367,7 +381,7 @@ def load_section(path: Path, section: str) -> dict[str, Any]:
     """
     if not path.exists():
         raise ConfigError(f"{path} does not exist; `fovea data init` writes one for a new data set")
-    content = yaml.safe_load(path.read_text()) or {}
+    content = parse_yaml(path.read_text()) or {}
     if section not in content:
         close = difflib.get_close_matches(section, content, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -384,7 +398,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     Raises:
         ConfigError: an override without `=`, or a path through something that is not a mapping.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    result: dict[str, Any] = copy.deepcopy(values)
     for item in overrides:
         dotted, sep, text = item.partition("=")
         if not sep:
@@ -396,5 +410,5 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             if not isinstance(child, dict):
                 raise ConfigError(f"override {item!r}: {name!r} is not a mapping")
             node = child
-        node[leaf] = yaml.safe_load(text)
+        node[leaf] = parse_yaml(text)
     return result

@@ -12,6 +12,7 @@ stages of that kind stale on purpose.
 """
 
 import ast
+import functools
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from training.core.config import parse_yaml
 from training.core.stage import EVERY, Kind, Stage, check_upstream, upstream_ref, upstream_stage
 from training.registry import FAMILIES, all_stages, family_of
 
@@ -150,18 +152,23 @@ def import_closure(root: Path, files: Iterable[Path], packages: tuple[str, ...],
 def _imported_files(root: Path, path: Path, packages: tuple[str, ...]) -> list[Path]:
     """Return the files of `packages` that a file imports directly."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+    for names in _imported_names(path.read_text(), str(path)):
+        files = [file for name in names if (file := _file_of(root, name, packages))]
+        found += files[:1]
+    return sorted(set(found))
+
+
+@functools.cache
+def _imported_names(text: str, filename: str) -> tuple[tuple[str, ...], ...]:
+    """Return what a source imports, each as the names that it may have; families share most of their files."""
+    found: list[tuple[str, ...]] = []
+    for node in ast.walk(ast.parse(text, filename=filename)):
         if isinstance(node, ast.Import):
-            candidates: list[tuple[str, ...]] = [(alias.name,) for alias in node.names]
+            found += [(alias.name,) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             # `from a import b`: b is a module, or else a name that a defines.
-            candidates = [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
-        else:
-            continue
-        for names in candidates:
-            files = [file for name in names if (file := _file_of(root, name, packages))]
-            found += files[:1]
-    return sorted(set(found))
+            found += [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
+    return tuple(found)
 
 
 def _file_of(root: Path, module: str, packages: tuple[str, ...]) -> Path | None:
@@ -205,7 +212,7 @@ def write(root: Path) -> bool:
 def check(root: Path) -> list[str]:
     """Return what differs between `<root>/dvc.yaml` and the registered stages; empty when nothing does."""
     path = root / "dvc.yaml"
-    listed: dict[str, Any] = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
+    listed: dict[str, Any] = (parse_yaml(path.read_text()) or {}).get("stages", {})
     expected = training_entries(root)
     problems = []
     for name, entry in expected.items():

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import Field
 
 from data_specs.schema import Strict
-from training.core.config import ConfigError, validate
+from training.core.config import ConfigError, parse_yaml, validate
 
 
 class GateConfig(Strict):
@@ -48,7 +47,7 @@ def load_gate_config(params: Path) -> GateConfig:
     Raises:
         ConfigError: an unknown field or a bad value.
     """
-    content = yaml.safe_load(params.read_text()) if params.exists() else None
+    content = parse_yaml(params.read_text()) if params.exists() else None
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{params} must be a mapping of sections")
     return validate(GateConfig, (content or {}).get("gate") or {}, f"section gate of {params}")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from pydantic import ConfigDict
 
 from data_specs.schema import Strict
 from infra.settings import Settings
+from training.core.config import parse_yaml
 from training.core.gate import GateReport, RoundTrip, wilson_interval
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def dvc_lock(root: Path) -> dict[str, Any]:
     path = root / "dvc.lock"
     if not path.exists():
         return {}
-    stages = (yaml.safe_load(path.read_text()) or {}).get("stages", {})
+    stages = (parse_yaml(path.read_text()) or {}).get("stages", {})
     return dict(stages) if isinstance(stages, dict) else {}
 
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from data_specs.files import sha256_of
 from data_specs.schema import ShardIndex, digest, read_index
 from infra.locks import stage_lock
 from infra.settings import Settings
 from training.core.checkpoint import model_digest, replace_folder
-from training.core.config import ConfigError, StageConfig, apply_overrides, load_section, validate
+from training.core.config import ConfigError, StageConfig, apply_overrides, load_section, parse_yaml, validate
 from training.core.data import open_loader, resolve_decoder
 from training.core.evaluate import Evaluation, evaluate_shards, measure_latency
 from training.core.failures import StageFailed
@@ -87,7 +86,7 @@ def _found(stage: Stage, paths: StagePaths, source: str) -> Any:
     if path not in paths.leaves.get(key, ()):
         known = [f"{name}/{file.name}" for name, files in paths.leaves.items() for file in files]
         raise ConfigError(f"stage {stage.name!r}: found {source!r} is none of the leaves of its upstreams: {known}")
-    return yaml.safe_load(_present(path, key).read_text())
+    return parse_yaml(_present(path, key).read_text())
 
 
 def run_stage(ref: StageRef, settings: Settings, overrides: list[str] | None = None) -> Path:

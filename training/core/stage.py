@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import yaml
-
 from infra.settings import Settings
-from training.core.config import ConfigError, StageConfig
+from training.core.config import ConfigError, StageConfig, parse_yaml
 
 if TYPE_CHECKING:
     from training.core.trials import Scorer
@@ -115,7 +113,7 @@ def read_axis(root: Path, name: str) -> tuple[str, ...]:
         ConfigError: no such list.
     """
     path = root / "params.yaml"
-    node: Any = yaml.safe_load(path.read_text()) if path.exists() else None
+    node: Any = parse_yaml(path.read_text()) if path.exists() else None
     for part in name.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     if not isinstance(node, list):

@@ -3,17 +3,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from training.adafocus.config import AdaFocusConfig, FinetuneConfig, PolicyConfig
 from training.adafocus.system import Finetune, PatchPolicy
+from training.core.config import parse_yaml
 from training.core.system import ClipBatch
 
 CLASSES = ("one", "two", "three")
 
 
 def sections() -> dict[str, Any]:
-    return yaml.safe_load((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
+    return parse_yaml((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
-import pytest
+from pathlib import Path
 
-from training.core.config import ConfigError, FitConfig, apply_overrides, load_section, validate
+import pytest
+import yaml
+
+from training.core.config import ConfigError, FitConfig, apply_overrides, load_section, parse_yaml, validate
 from training.core.stage import StageRef
 
 
@@ -11,6 +14,19 @@ def test_overrides_are_parsed_and_leave_the_original_alone():
     assert values == {"fit": {"steps": 1}}
     with pytest.raises(ConfigError, match="not a mapping"):
         apply_overrides(values, ["fit.steps.deep=1"])
+
+
+def test_params_files_mean_the_same_to_the_quick_reader():
+    root = Path(__file__).parents[3]
+    files = [*root.glob("params/**/*.yaml"), *root.glob("tests/params*.yaml"), root / "params.yaml", root / "dvc.yaml"]
+    assert len(files) > 7
+    for path in files:
+        assert parse_yaml(path.read_text()) == yaml.safe_load(path.read_text()), path
+    odd = "{a: 1e-3, b: 1.0e-3, c: 0o17, d: 017, e: yes, f: ~, g: .nan, h: 2026-11-23, i: '1', k: 1_000}"
+    assert str(parse_yaml(odd)) == str(yaml.safe_load(odd))
+    for wrong in ("a: [1", "!!python/object/apply:os.getcwd []"):  # the second: values only, never code
+        with pytest.raises(yaml.YAMLError):
+            parse_yaml(wrong)
 
 
 def test_missing_section_names_the_file_and_a_close_match(tmp_path):

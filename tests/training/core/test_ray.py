@@ -4,6 +4,7 @@ Slow: each fit starts a local Ray. Workers are found by their parents, never by 
 machine is touched.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -73,15 +74,30 @@ def finish(root: Path, process: subprocess.Popen[bytes]) -> None:
 def wait_for_checkpoints(root: Path, process: subprocess.Popen[bytes], count: int) -> None:
     """Wait until the fit has written a checkpoint of at least `count` × 4 steps."""
     deadline = time.monotonic() + 300
-    while not any(int(p.name.split("-")[1]) >= 4 * count for p in (root / ".work").rglob("step-*")):
+    while newest(root) < 4 * count:
         assert process.poll() is None, "\n".join(path.read_text() for path in sorted(root.glob("log-*")))
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
+def newest(root: Path) -> int:
+    """Return the step of the newest checkpoint, 0 if there is none."""
+    return max((int(path.name.split("-")[1]) for path in root.glob(".work/runs/*/*/checkpoints/step-*")), default=0)
+
+
+def resumed_at(root: Path) -> list[int]:
+    """Return the steps at which workers went on, from their log."""
+    (log,) = (root / ".work").rglob("worker-0.log")
+    return [int(rest.split()[0]) for rest in log.read_text().split("resumed at step ")[1:]]
+
+
 def train_workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [p for p in family if any("RayTrainWorker" in part for part in p.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # some of Ray's processes end by themselves
+            if any("RayTrainWorker" in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def result(root: Path) -> tuple[dict[str, float], Path]:
@@ -89,7 +105,12 @@ def result(root: Path) -> tuple[dict[str, float], Path]:
     return json.loads((folder / "metrics.json").read_text()), folder
 
 
-LONG = {"steps": 240, "checkpoint_every": 4, "log_every": 4, "eval_every": 0}
+def resumed_from(root: Path) -> int:
+    """Return the step at which the process that finished the fit had begun."""
+    return int(json.loads((result(root)[1] / "run.json").read_text())["fit"]["resumed_from"])
+
+
+LONG = {"steps": 120, "checkpoint_every": 4, "log_every": 4, "eval_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -100,30 +121,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path, empty_sto
     return root
 
 
-def test_killed_worker_goes_on_from_the_last_checkpoint(tmp_path, tiny_shards, empty_store, whole):
+def test_killed_worker_and_killed_driver_go_on_from_the_last_checkpoint(tmp_path, tiny_shards, empty_store, whole):
+    """One fit whose worker dies first, and whose driver then dies with the worker that took its place."""
     root = make_project(tmp_path / "p", tiny_shards, empty_store, **LONG)
     process = start(root, 1)
     wait_for_checkpoints(root, process, 3)
     (worker,) = train_workers(process)
     worker.kill()
-    finish(root, process)
-    log = "".join(path.read_text() for path in (root / ".work").rglob("worker-0.log"))
-    assert not log, "the work folder must be gone after success"
-    assert result(root)[0] == result(whole)[0]
-    assert model_digest(result(root)[1] / "model") == model_digest(result(whole)[1] / "model")
-
-
-def test_killed_driver_resumes_when_started_again(tmp_path, tiny_shards, empty_store, whole):
-    root = make_project(tmp_path / "p", tiny_shards, empty_store, **LONG)
-    process = start(root, 1)
-    wait_for_checkpoints(root, process, 2)
+    # Ray's own restart: the driver lives, another worker goes on.
+    wait_for_checkpoints(root, process, newest(root) // 4 + 2)
+    (other,) = train_workers(process)
+    assert other.pid != worker.pid
+    assert resumed_at(root)[0] >= 12
     family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    before = newest(root)
+    assert before < LONG["steps"]
     again = start(root, 1)  # at once, beside whatever of the first is still dying
     finish(root, again)
-    resumed = [path for path in root.glob("log-*") if path.stat().st_size]
-    assert resumed
+    assert resumed_from(root) >= before
+    log = "".join(path.read_text() for path in (root / ".work").rglob("worker-0.log"))
+    assert not log, "the work folder must be gone after success"
+    assert result(root)[0] == result(whole)[0]
     assert model_digest(result(root)[1] / "model") == model_digest(result(whole)[1] / "model")
     psutil.wait_procs(family, timeout=60)
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -177,6 +197,7 @@ def test_lost_node_is_survived(tmp_path, tiny_shards, empty_store, whole):
         )  # fmt: skip
     assert done.returncode == 0, (root / "log-cluster").read_text()
     assert "node removed" in (root / "log-cluster").read_text()
+    assert resumed_from(root) >= 12
     assert model_digest(result(root)[1] / "model") == model_digest(result(whole)[1] / "model")
 
 
@@ -184,20 +205,23 @@ CLUSTER = """
 import os, subprocess, sys, time
 from pathlib import Path
 
+import psutil
 from ray.cluster_utils import Cluster
 
 root, instance = Path(sys.argv[1]), sys.argv[2]
 # The head only schedules: the worker, which asks for a CPU, must go to one of the other nodes.
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-nodes = [cluster.add_node(num_cpus=1)]
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 env = {**os.environ, "RAY_ADDRESS": cluster.address}
 fit = subprocess.Popen([sys.executable, "-m", "training", "run", instance], cwd=root, env=env)
 deadline = time.monotonic() + 200
-while not any(int(p.name.split("-")[1]) >= 12 for p in (root / ".work").rglob("step-*")):
+while not any(int(p.name.split("-")[1]) >= 12 for p in root.glob(".work/runs/*/*/checkpoints/step-*")):
     assert fit.poll() is None and time.monotonic() < deadline
     time.sleep(0.05)
-cluster.add_node(num_cpus=1)
-cluster.remove_node(nodes[0], allow_graceful=False)
+family = psutil.Process().children(recursive=True)
+(worker,) = (p for p in family if any("RayTrainWorker" in part for part in p.cmdline()))
+(lost,) = (node for node in nodes if worker.ppid() == node.all_processes["raylet"][0].process.pid)
+cluster.remove_node(lost, allow_graceful=False)
 print("node removed", flush=True)
 code = fit.wait(timeout=300)
 cluster.shutdown()

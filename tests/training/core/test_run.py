@@ -24,16 +24,24 @@ from training.core.tracking import download_artifacts
 PARAMS = Path(__file__).parents[2] / "params.tiny.yaml"
 
 
+def settings_of(root: Path) -> Settings:
+    return Settings(root=root, train_workers=0, train_cpus_per_worker=1, progress=False, device="cpu")
+
+
+def make_project(root: Path, shards: Path, store: Path) -> Settings:
+    (root / "params").mkdir()
+    shutil.copy(PARAMS, root / "params" / "tiny.yaml")
+    (root / "params.yaml").write_text("datasets: [tiny]\n")
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(shards, root / "data" / "shards" / "tiny")
+    shutil.copy(store, root)
+    return settings_of(root)
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_shards: Path, empty_store: Path) -> Settings:
     """A project with the tiny data set, its shards and no Ray."""
-    (tmp_path / "params").mkdir()
-    shutil.copy(PARAMS, tmp_path / "params" / "tiny.yaml")
-    (tmp_path / "params.yaml").write_text("datasets: [tiny]\n")
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    shutil.copytree(tiny_shards, tmp_path / "data" / "shards" / "tiny")
-    shutil.copy(empty_store, tmp_path)
-    return Settings(root=tmp_path, train_workers=0, train_cpus_per_worker=1, progress=False, device="cpu")
+    return make_project(tmp_path, tiny_shards, empty_store)
 
 
 GLANCE = StageRef.parse("adafocus_pretrain@tiny-glance")
@@ -142,24 +150,35 @@ def start(project: Settings, *options: str, workers: int = 0, **variables: str) 
     return subprocess.Popen(command, cwd=project.root, env=env, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def start_and_kill(project: Settings, checkpoints: int = 1) -> None:
-    """`kill -9` of a run that has written so many checkpoints."""
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path, empty_store: Path) -> Path:
+    """A project after `kill -9` of a fit that had written two of its ten checkpoints."""
+    project = make_project(tmp_path_factory.mktemp("killed"), tiny_shards, empty_store)
+    edit(project, "adafocus_pretrain", steps=100, checkpoint_every=10, eval_every=0)
     process = start(project)
     deadline = time.monotonic() + 120
-    while len(list((project.work / "runs").rglob("step-*"))) < checkpoints:
+    while len(list(project.root.glob(".work/runs/*/*/checkpoints/step-*"))) < 2:
         assert process.poll() is None, process.stderr.read().decode()  # type: ignore[union-attr]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert not project.runs.exists()
+    return project.root
+
+
+@pytest.fixture
+def killed(killed_once: Path, tmp_path: Path) -> Settings:
+    """A copy of that project: where a work folder lies does not matter."""
+    root = tmp_path / "project"
+    shutil.copytree(killed_once, root)
+    return settings_of(root)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_run_ends_as_an_uninterrupted_one(project):
-    edit(project, "adafocus_pretrain", steps=200, checkpoint_every=10, eval_every=0)
-    start_and_kill(project, checkpoints=2)
-    assert not (project.runs / "tiny").exists()
+def test_killed_run_ends_as_an_uninterrupted_one(killed):
+    project = killed
     # What was killed has to be a process of its own; what goes on from there does not.
     output = run_stage(GLANCE, project)
     assert json.loads((output / "run.json").read_text())["fit"]["resumed_from"] >= 20
@@ -172,9 +191,8 @@ def test_killed_run_ends_as_an_uninterrupted_one(project):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_changed_parameter_never_resumes_the_old_run(project):
-    edit(project, "adafocus_pretrain", steps=200, checkpoint_every=10)
-    start_and_kill(project)
+def test_changed_parameter_never_resumes_the_old_run(killed):
+    project = killed
     edit(project, "adafocus_pretrain", steps=4, seed=9)
     run_stage(GLANCE, project)
     changed = model_digest(project.runs / "tiny" / GLANCE.folder / "model")
@@ -186,10 +204,9 @@ def test_changed_parameter_never_resumes_the_old_run(project):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_resuming_with_another_decoder_needs_permission(project, tmp_path):
+def test_resuming_with_another_decoder_needs_permission(killed, tmp_path):
     """Killed where PyAV decodes, started again where it cannot be imported and the next rung is used (D8)."""
-    edit(project, "adafocus_pretrain", steps=200, checkpoint_every=10, eval_every=0)
-    start_and_kill(project)
+    project = killed
     (tmp_path / "broken" / "av").mkdir(parents=True)
     (tmp_path / "broken" / "av" / "__init__.py").write_text("raise ImportError('not on this machine')\n")
     # In front of what there is: the checkout under test need not be the installed one.

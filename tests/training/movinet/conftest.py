@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from training.core.checkpoint import save_model
-from training.core.config import validate
+from training.core.config import parse_yaml, validate
 from training.core.stage import StageInputs
 from training.movinet.space import Space, SpaceConfig
 from training.movinet.system import MoViNetSystem
@@ -60,7 +59,7 @@ def write_model(
         data, transform: changes of the data block and of its transform.
         changes: of the stage's config.
     """
-    sections = yaml.safe_load(PARAMS.read_text())
+    sections = parse_yaml(PARAMS.read_text())
     entry = all_stages()[stage]
     values = {name: sections[section] for name, section in entry.shared.items()} | sections[stage] | changes
     values["data"] = values["data"] | (data or {})

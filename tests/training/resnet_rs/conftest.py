@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
+from training.core.config import parse_yaml
 from training.resnet_rs.records import Record
 
 
@@ -104,12 +104,12 @@ SECTIONS = {"data": "resnet_rs_data", "model": "resnet_rs_model", "fit": "resnet
 @pytest.fixture
 def values() -> dict[str, Any]:
     """Values of a training of the family, as in tests/params.tiny.yaml."""
-    tiny = yaml.safe_load((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
+    tiny = parse_yaml((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
     return {field: tiny[section] for field, section in SECTIONS.items()}
 
 
 @pytest.fixture
 def search_values(values: dict[str, Any]) -> dict[str, Any]:
     """Values of its search."""
-    tiny = yaml.safe_load((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
+    tiny = parse_yaml((Path(__file__).parents[2] / "params.tiny.yaml").read_text())
     return {**values, **tiny["resnet_rs_search"]}
