@@ -24,6 +24,8 @@ class Chain:
     """Sections of a params file."""
     work: Path
     device: str
+    cpus: int = 8
+    """Threads of torch in training."""
     overrides: list[str] = field(default_factory=list)
     """`<stage>.<field>=<value>`, or `<field>=<value>` for all stages that have the field."""
 
@@ -36,7 +38,7 @@ class Chain:
             values = self._values(stage) | items
             values = apply_overrides(values, [f"fit.seed={seed}"])
             classes = list(read_index(self.shards).classes)
-            run_stage(stage, values, name, self.shards, classes, folder, upstream)
+            run_stage(stage, values, name, self.shards, classes, folder, upstream, self.cpus)
         return folder / "result" / "model"
 
     def evaluation(self, method: str, seed: int, **changes: Any) -> Evaluation:

@@ -28,19 +28,16 @@ def main() -> None:
     parser.add_argument("--methods", default="lsts")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--cpus", type=int, default=8, help="threads of torch in training")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     methods = options.methods.split(",")
     rows: list[dict[str, float | str]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        chain = Chain(
-            options.shards,
-            yaml.safe_load(options.params.read_text()),
-            Path(temporary),
-            device,
-            ["data.decoder=auto", *options.set],
-        )
+        params = yaml.safe_load(options.params.read_text())
+        overrides = ["data.decoder=auto", *options.set]
+        chain = Chain(options.shards, params, Path(temporary), device, options.cpus, overrides)
         for seed in map(int, options.seeds.split(",")):
             for method in methods:
                 started = time.perf_counter()

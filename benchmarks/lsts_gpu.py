@@ -134,7 +134,7 @@ def stages(options: argparse.Namespace) -> None:
     """Run every stage on packed data."""
     params = yaml.safe_load(options.params.read_text())
     with tempfile.TemporaryDirectory() as temporary:
-        chain = Chain(options.shards, params, Path(temporary), "cuda", ["data.decoder=auto", *options.set])
+        chain = Chain(options.shards, params, Path(temporary), "cuda", overrides=["data.decoder=auto", *options.set])
         started = time.perf_counter()
         figures = chain.evaluation("lsts", 0).metrics
         kept = ("map50", "gmac_per_frame", "offsets")

@@ -92,6 +92,7 @@ def run_stage(
     classes: list[str],
     work: Path,
     upstream: dict[str, Path] | None = None,
+    cpus: int = 8,
 ) -> None:
     """Train one stage in this process and print how it went."""
     work.mkdir()
@@ -101,7 +102,7 @@ def run_stage(
     job = FitJob(
         stage=stage, dataset="bench", name=name, config=values, classes=classes, root=str(Path.cwd()),
         shards=str(shards.absolute()), upstream=paths, work=str(work), tracking=None, source_digest=source_digest(),
-        cpus=8, allow_decoder_change=False,
+        cpus=cpus, allow_decoder_change=False,
     )  # fmt: skip
     started = time.perf_counter()
     train_worker(asdict(job), lambda step, metrics: losses.append((step, metrics)))
