@@ -30,6 +30,7 @@ HEAVY = {
     "tests/training/resnet_rs/test_scaling_claims.py": False,
     "tests/training/movinet/test_search_claims.py": False,
     "tests/training/adamml/test_adamml_claims.py": True,
+    "tests/training/lsts/test_lsts_claims.py": True,
     "tests/flows": True,
     "tests/training/core/registry": True,
     "tests/training/test_every_stage.py": True,

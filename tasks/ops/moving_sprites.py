@@ -78,10 +78,10 @@ def key_frames(num_frames: int, interval: int, schedule: Literal["offline", "onl
     Args:
         num_frames: Of the video.
         interval: D, frames from one key frame to the next.
-        schedule: `offline`: at D/2 − 1 + i·D (rounded down), one for each D frames that begin, the last one clipped to
-            the end of the video; `online`: at i·D.
+        schedule: `offline`: at ⌊(D − 1)/2⌋ + i·D, one for each D frames that begin, the last one clipped to the end of
+            the video; `online`: at i·D.
     """
-    first = max(interval // 2 - 1, 0) if schedule == "offline" else 0
+    first = (interval - 1) // 2 if schedule == "offline" else 0
     return tuple(min(start + first, num_frames - 1) for start in range(0, num_frames, interval))
 
 

@@ -186,7 +186,7 @@ def test_key_frames_of_all_lengths(interval: int) -> None:
         blocks = -(-length // interval)
         assert len(offline) == len(online) == blocks
         assert online == tuple(interval * block for block in range(blocks))
-        first = max(interval // 2 - 1, 0)
+        first = (interval - 1) // 2
         assert offline[:-1] == tuple(first + interval * block for block in range(blocks - 1))
         assert offline[-1] == min(first + interval * (blocks - 1), length - 1)
         assert len(set(offline)) == blocks
