@@ -240,7 +240,8 @@ class EvalConfig(StageConfig):
     method: str
     methods: dict[str, MethodConfig]
     seq_nms: bool
-    """Also report the figures after Seq-NMS, as `map50_seq`."""
+    """Also report `map50` and `map50_lenient` after Seq-NMS, with `_seq` at the end. It wants many overlapping boxes:
+    raise `nms` and `max_boxes` of the model for it."""
     single: bool
     """Compare with the single-frame detector that the method started from, on every frame."""
     variants: dict[str, MethodConfig] = Field(default_factory=dict)

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
+from training.core.box_metrics import box_metrics
+from training.core.box_results import BoxResults, Found
 from training.core.config import DataConfig, OptimConfig
 from training.core.cost import count_params
-from training.core.detections import FrameBatch, VideoAnswer, VideoRunner
+from training.core.detections import Detections, FrameBatch, VideoAnswer, VideoRunner
 from training.core.evaluate import Predictions
 from training.core.evaluate_frames import class_scores
 from training.core.frame_transform import FrameTransform
 from training.core.frozen import PartlyFrozen
+from training.core.seq_nms import seq_nms
 from training.core.system import ClipBatch, CostRow, FrameBoxes, Prediction, RawBatch, StepOutput
 from training.lsts.config import BatchNorm, EvalConfig, LSTSConfig, MethodConfig
 from training.lsts.cost import FrameCosts, frame_costs
@@ -250,6 +253,13 @@ class Evaluation(LSTSSystem):
         self.config = config
         self.single = None if single is None else single.model
 
+    @override
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        figures = super().metrics(predictions)
+        if self.config.seq_nms:
+            figures |= {f"{key}_seq": value for key, value in rescored(predictions).items()}
+        return figures
+
     def arms(self) -> dict[str, tuple[LSTS, MethodConfig]]:
         """Return networks and settings of the comparison models."""
         arms = {name: (self.model, method) for name, method in self.config.variants.items()}
@@ -265,6 +275,19 @@ class Evaluation(LSTSSystem):
     def cost(self) -> dict[str, CostRow]:
         rows = {"main": self.row("lsts", self.model, self.method)}
         return rows | {name: self.row(f"lsts_{name}", model, method) for name, (model, method) in self.arms().items()}
+
+
+def rescored(predictions: Predictions) -> dict[str, float]:
+    """Return `map50` and `map50_lenient` after Seq-NMS of what the main model found in each video (§9)."""
+    assert predictions.boxes is not None
+    found = predictions.boxes.found["main"]
+    videos = [seq_nms(found.boxes[found.video_N == number]) for number in range(len(predictions.key))]
+    number_N = np.repeat(np.arange(len(videos)), [len(boxes) for boxes in videos])
+    columns = ("frame_N", "box_N4", "score_N", "label_N")
+    joined = Detections(*(np.concatenate([getattr(boxes, name) for boxes in videos]) for name in columns))
+    results = BoxResults(predictions.boxes.truth, {"main": Found(number_N, joined)})
+    figures = box_metrics(results, predictions.classes, "seq")
+    return {name: figures[f"seq/{name}"] for name in ("map50", "map50_lenient")}
 
 
 def average_gmac(costs: FrameCosts, method: MethodConfig, num_frames: int) -> float:
