@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--cpus", type=int, default=8, help="threads of torch in training")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", type=Path, help="keep what was trained there; what is there is not trained again")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     methods = options.methods.split(",")
@@ -37,7 +38,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         params = yaml.safe_load(options.params.read_text())
         overrides = ["data.decoder=auto", *options.set]
-        chain = Chain(options.shards, params, Path(temporary), device, options.cpus, overrides)
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        chain = Chain(options.shards, params, work, device, options.cpus, overrides)
         for seed in map(int, options.seeds.split(",")):
             for method in methods:
                 started = time.perf_counter()
