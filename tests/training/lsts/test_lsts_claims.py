@@ -42,16 +42,9 @@ OVERRIDES = [
     "data.transform.long_side=96",
     "data.threads=1",
     "data.batch_size=16",
-    "model.backbone.width=0.125",
-    "model.head.channels=32",
-    "lsts_single.fit.steps=600",
-    "lsts_single.fit.optim.lr.backbone=0.004",
-    "lsts_single.fit.optim.lr.head=0.004",
-    "lsts_train.fit.steps=250",
-    "lsts_train.train_backbone=false",
-    "lsts_train.fit.optim.lr.offsets=0.1",
-    "lsts_train.fit.optim.lr.alignment=0.003",
-    "lsts_train.fit.optim.lr.head=0.001",
+    "lsts_single.fit.steps=700",
+    "lsts_train.fit.steps=220",
+    "lsts_train.fit.optim.lr.offsets=0.15",
 ]
 
 
