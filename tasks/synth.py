@@ -100,10 +100,12 @@ def synth(
     force: Annotated[bool, typer.Option(help="Replace a folder that this command made.")] = False,
 ) -> None:
     """Make the videos of a controlled task: the class depends on one thing, and everything else is matched."""
+    from data_specs.load import load_spec
     from infra.settings import Settings
     from tasks.ops.controlled import checked_config
     from tasks.ops.controlled_files import write_task
     from tasks.ops.init_text import relative
+    from tasks.ops.listing import write_manifest
     from tasks.ops.moving_sprites import MovingSpritesConfig
     from tasks.ops.moving_sprites_files import check_name, set_up, write_sprites
 
@@ -160,7 +162,8 @@ def synth(
     # `data init` would have to guess; what holds for these videos is known.
     for path in set_up(name, folder, config, settings):
         print(f"wrote {relative(path)}")
+    print(f"wrote {relative(write_manifest(load_spec(name, settings.root / 'data_specs' / 'datasets'), settings))}")
     print("\nNext:")
     print(f"  fovea data check {name}")
-    print(f"  dvc repro shards@{name}")
-    print(f"  fovea data add-system {name} <system>   # one that finds objects")
+    print(f"  fovea data add-system {name} lsts   # or another one that finds objects")
+    print(f"  fovea reproduce {name}")

@@ -156,7 +156,9 @@ def test_videos_with_boxes_become_a_data_set(root: Path) -> None:
     done = run(root, "data", "synth", "moving_sprites", "data/raw/sprites", *numbers, *settings)
     assert done.returncode == 0, done.stderr
     assert "4 videos of 6 classes in data/raw/sprites" in done.stdout
-    assert "dvc repro shards@sprites" in done.stdout
+    assert "fovea data add-system sprites lsts" in done.stdout
+    checked = run(root, "data", "check", "sprites")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
     config = json.loads((root / "data" / "raw" / "sprites" / "task.json").read_text())["config"]
     told = {"size": 64, "num_frames": 8, "objects": [2, 2], "interval": 4, "blur": [3.0, 9.0], "label_every": 2}
     assert config | told == config
