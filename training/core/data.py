@@ -229,33 +229,24 @@ def open_loader(
     """
     check_ranks(config, rank, world)
     source: Source
+    shared: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "train": train,
+        "seed": seed,
+        "rank": rank,
+        "world": world,
+        # Of a detector's samples, the objects are the labels.
+        "needs_label": config.frames is None,
+    }
+    repeats = None if config.frames is None else config.frames.repeats
     if config.source == "index":
-        source = IndexSource(
-            shards,
-            split,
-            batch_size=config.batch_size,
-            train=train,
-            seed=seed,
-            rank=rank,
-            world=world,
-            needs_label=config.frames is None,
-            repeats=None if config.frames is None else config.frames.repeats,
-        )
-    elif config.frames is not None and config.frames.repeats:
+        source = IndexSource(shards, split, repeats=repeats, **shared)
+    elif repeats:
         raise DataError("frames.repeats needs source `index`: a stream gives each sample once per epoch")
     else:
         from training.core.data_stream import open_folder
 
-        source = open_folder(
-            shards,
-            split,
-            batch_size=config.batch_size,
-            train=train,
-            seed=seed,
-            rank=rank,
-            world=world,
-            needs_label=config.frames is None,
-        )
+        source = open_folder(shards, split, **shared)
     return ClipLoader(
         source,
         config,
