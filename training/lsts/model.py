@@ -4,7 +4,7 @@ Nothing here knows of videos or schedules: `training/lsts/runner.py` walks throu
 training examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,17 @@ from training.lsts.offsets import Offsets
 __all__ = ["LSTS", "displacements"]
 
 
+class _Part(nn.Module):
+    """A method of a module as a module of its own, so that it can be compiled."""
+
+    def __init__(self, method: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.method = method  # not a module: nothing is registered twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method(x)
+
+
 class LSTS(nn.Module):
     """Backbone, detection head and, where the method needs them, alignment of the memory."""
 
@@ -29,6 +40,8 @@ class LSTS(nn.Module):
         self.config = config
         self.method = method
         self.backbone = SplitResNet(config.backbone)
+        # In a tuple they are not registered.
+        self._parts = (_Part(self.backbone.low), _Part(self.backbone.high), _Part(self._light))
         self.head: DetectionHead = build_head(config, classes)
         channels = self.backbone.channels
         alignment = config.alignment
@@ -51,11 +64,15 @@ class LSTS(nn.Module):
 
     def low(self, image_N3HW: Tensor) -> Tensor:
         """Return low-level features (N,C',H,W), the sum before its ReLU."""
-        return self.backbone.low(image_N3HW)
+        return self._parts[0](image_N3HW)
 
     def high(self, low_NCHW: Tensor) -> Tensor:
         """Return the features of the whole network (N,C,H,W); the only call of the high-level part."""
-        return self.backbone.high(low_NCHW)
+        return self._parts[1](low_NCHW)
+
+    def _light(self, low_NCHW: Tensor) -> Tensor:
+        assert self.low2high is not None
+        return self.low2high(low_NCHW)
 
     # --- memory --------------------------------------------------------------------------------
 
@@ -107,8 +124,7 @@ class LSTS(nn.Module):
             T (N,C,H,W) and what the alignment has to tell.
         """
         assert self.dfa is not None
-        assert self.low2high is not None
-        return self.dfa(key, self.low2high(low_NCHW), rows_N, displacement_N2HW=displacement_N2HW)
+        return self.dfa(key, self._parts[2](low_NCHW), rows_N, displacement_N2HW=displacement_N2HW)
 
     def detect(self, feature_NCHW: Tensor, size_N2: Tensor) -> Boxes:
         """Return the boxes of frames, in pixels of the input."""
@@ -152,6 +168,10 @@ class LSTS(nn.Module):
         result, _ = self.aggregate(low[:, -1], key, step)
         same = number_BT[:, -1] == number_BT[:, -2]
         return identity_where(same, memory, result), {}
+
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """Return what is worth compiling: both parts of the backbone, the light branch, the head."""
+        return (*self._parts[: 2 if self.low2high is None else 3], self.head)
 
     # --- parts ---------------------------------------------------------------------------------
 

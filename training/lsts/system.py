@@ -202,7 +202,7 @@ class LSTSSystem(_Detector):
 
     @override
     def networks(self) -> Iterable[nn.Module]:
-        return (self.model.backbone,)
+        return self.model.compilable()
 
     # --- inference -----------------------------------------------------------------------------
 

@@ -189,6 +189,30 @@ def test_weights_of_another_detector_are_refused(system_of: Make) -> None:
         system.model.load_detector(state)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
+def test_what_is_compiled_is_what_runs(system_of: Make, images: torch.Tensor) -> None:
+    """`fit.compile` compiles calls of modules; the backbone's two parts are methods."""
+    import copy
+
+    system = system_of()
+    numbers = [[0, 5, 9]] * 2
+    expected = features(system.model, images, numbers)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for network in system.networks():
+        network.compile(backend="eager")
+    torch.testing.assert_close(features(system.model, images, numbers), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert not any("_parts" in name for name in system.state_dict())
+    # A copy, as the moving average of weights is one, runs on its own weights.
+    twin = copy.deepcopy(system_of())
+    with torch.no_grad():
+        twin.model.backbone.conv1.weight.zero_()
+    assert not torch.equal(twin.model.low(images[:, 0]), system.model.low(images[:, 0]))
+    torch._dynamo.reset()
+
+
 # --- settings ---------------------------------------------------------------------------------
 
 
