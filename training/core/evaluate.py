@@ -117,7 +117,7 @@ def evaluate(
     was_training = system.training
     system.to(device).eval()
     context = precision_context("bf16" if precision == "bf16" else "fp32", device)
-    if loader.whole_videos:
+    if getattr(loader, "whole_videos", False):  # loaders of clips need not know of it
         with context():
             predictions = watch_split(system, loader, device=device, group=group)
         predictions = replace(predictions, tables=system.tables())
