@@ -43,7 +43,7 @@ OVERRIDES = [
     "data.threads=1",
     "data.batch_size=16",
     "lsts_single.fit.steps=700",
-    "lsts_train.fit.steps=220",
+    "lsts_train.fit.steps=300",
     "lsts_train.fit.optim.lr.offsets=0.15",
 ]
 
