@@ -119,7 +119,7 @@ class LSTSConfig(Strict):
 
 
 class MethodConfig(Strict):
-    """What is computed on which frame: LSTS, its parts, and what it is compared with (§13 of the specification).
+    """What is computed on which frame: LSTS, its parts, and what it is compared with (the README has a table).
 
     single-frame detector: `interval: 1, key: plain`; the same features at every frame, aggregated: `interval: 1,
     key: srfu`; reused boxes: `non_key: hold`; alignment at the cell itself: offsets of a grid with radius 0.
