@@ -134,7 +134,7 @@ class LSTS(nn.Module):
 
     def forward_example(
         self, image_BT3HW: Tensor, number_BT: Tensor, displacement_BS2HW: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Tensor:
         """Return the features T of the labelled frame of training examples (§7).
 
         The example is: key frames from the oldest on, then the labelled frame. Where two frames in a row are the same
@@ -146,7 +146,7 @@ class LSTS(nn.Module):
             displacement_BS2HW: for `alignment: truth`, per step from each frame but the first to the one before.
 
         Returns:
-            T (B,C,H,W), and figures to log.
+            T (B,C,H,W).
         """
         batch, frames = number_BT.shape
         last = self.method.every_frame
@@ -161,13 +161,13 @@ class LSTS(nn.Module):
             fused = self.remember(own[:, place], memory, same, step)
             memory = self.updated(own[:, place], fused)
         if last:
-            return fused, {}
+            return fused
         key = self.prepare(memory)
         assert key is not None
         step = None if displacement_BS2HW is None else displacement_BS2HW[:, -1]
         result, _ = self.aggregate(low[:, -1], key, step)
         same = number_BT[:, -1] == number_BT[:, -2]
-        return identity_where(same, memory, result), {}
+        return identity_where(same, memory, result)
 
     def compilable(self) -> tuple[nn.Module, ...]:
         """Return what is worth compiling: both parts of the backbone, the light branch, the head."""

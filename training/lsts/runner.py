@@ -123,14 +123,17 @@ class LSTSRunner:
         for block in blocks:
             if block.first:
                 self.state = VideoState()
-            assert self._waiting is not None
-            self._answer(block, self._prepare(_cut_out(self._waiting, slice(0, block.length))))
-            self._waiting = _cut_out(self._waiting, slice(block.length, None))
+            self._answer(block, self._take(block.length))
+
+    def _take(self, count: int) -> FrameBatch:
+        """Return the next frames that wait, prepared; they wait no more."""
+        assert self._waiting is not None
+        batch = self._prepare(_cut_out(self._waiting, slice(0, count)))
+        self._waiting = _cut_out(self._waiting, slice(count, None))
+        return batch
 
     def _answer_singles(self, numbers: list[int]) -> None:
-        assert self._waiting is not None
-        batch = self._prepare(_cut_out(self._waiting, slice(0, len(numbers))))
-        self._waiting = _cut_out(self._waiting, slice(len(numbers), None))
+        batch = self._take(len(numbers))
         image_T3HW = batch.video_BCTHW[0].transpose(0, 1)
         features = self._model.high(self._model.low(image_T3HW))
         self._report(self._model.detect(features, batch.size_B2.expand(len(numbers), -1)), numbers, batch)

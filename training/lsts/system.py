@@ -144,11 +144,11 @@ class LSTSSystem(_Detector):
         assert batch.boxes is not None
         image_BT3HW = batch.video_BCTHW.transpose(1, 2)
         steps = self._displacements(batch) if self.method.alignment == "truth" else None
-        features, logs = self.model.forward_example(image_BT3HW, batch.number_BT, steps)
+        features = self.model.forward_example(image_BT3HW, batch.number_BT, steps)
         maps = self.model.head(features)
         losses = self.model.head.losses(maps, _targets(batch.boxes), batch.size_B2, batch.seed_B)
         total = losses.pop("loss")
-        return StepOutput(total, {**logs, **{name: value.detach() for name, value in losses.items()}})
+        return StepOutput(total, {name: value.detach() for name, value in losses.items()})
 
     def _displacements(self, batch: FrameBatch) -> Tensor:
         """Return, per step from each frame but the first to the one before, how far each cell's object moved."""

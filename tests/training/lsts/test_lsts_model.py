@@ -22,7 +22,7 @@ def images() -> torch.Tensor:
 
 
 def features(model: LSTS, image: torch.Tensor, numbers: list[list[int]]) -> torch.Tensor:
-    return model.forward_example(image[:, : len(numbers[0])], torch.tensor(numbers))[0]
+    return model.forward_example(image[:, : len(numbers[0])], torch.tensor(numbers))
 
 
 # --- what travels -----------------------------------------------------------------------------
