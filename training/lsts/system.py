@@ -44,84 +44,7 @@ REFERENCE_FRAMES = 60
 Prepare = Callable[[RawBatch], FrameBatch]
 
 
-class _Detector(PartlyFrozen):
-    """Shared: the transform, and how a video is gone through."""
-
-    def __init__(self, data: DataConfig, classes: tuple[str, ...]) -> None:
-        super().__init__()
-        self.classes = classes
-        self.data = data
-        self.transform = FrameTransform(data.transform)
-        self._costs: dict[tuple[int, int, int], FrameCosts] = {}
-
-    @override
-    def prepare(self, raw: RawBatch, *, train: bool) -> FrameBatch:
-        return self.transform(raw, train=train)
-
-    def runner(self, model: LSTS, method: MethodConfig, prepare: Prepare | None = None) -> LSTSRunner:
-        """Return what goes through a video with a model by a method; `prepare` stands in for the transform."""
-        transform = prepare or (lambda raw: self.transform(raw, train=False))
-        return LSTSRunner(model, method, transform, lambda *size: self.frame_costs(model, *size))
-
-    def frame_costs(self, model: LSTS, height: int, width: int) -> FrameCosts:
-        """Return what frames of a size cost; counted once per size."""
-        place = (id(model), height, width)
-        if place not in self._costs:
-            self._costs[place] = frame_costs(model, height, width)
-        return self._costs[place]
-
-    @override
-    def predict(self, batch: ClipBatch) -> Prediction:
-        """Return the largest score of each class in videos that were prepared whole."""
-        assert isinstance(batch, FrameBatch)
-        answers = [self._watch(batch, row) for row in range(len(batch.key))]
-        scores = np.stack([class_scores(answer.detections, len(self.classes)) for answer in answers])
-        device = batch.video_BCTHW.device
-        gmac = torch.tensor([answer.gmac for answer in answers], device=device)
-        return Prediction(torch.from_numpy(scores).to(device), extras={"gmac": gmac})
-
-    def _watch(self, batch: FrameBatch, row: int) -> VideoAnswer:
-        """Go through one video of a batch that was prepared, whose frames follow one another."""
-        model, method = self.main()
-        rows = slice(row, row + 1)
-        count = batch.number_BT.shape[1]
-        device = batch.video_BCTHW.device
-        pixels = torch.zeros((1, count, 1, 1, 3), dtype=torch.uint8, device=device)
-        if method.scene_cut is not None:
-            pixels = self.transform.to_pixels(batch.video_BCTHW[rows])
-        raw = RawBatch(
-            frames_BTHWC=pixels,
-            size_B2=batch.size_B2[rows].long(),
-            label_B=batch.label_B[rows],
-            key=batch.key[rows],
-            seed_B=batch.seed_B[rows],
-            valid_B=batch.valid_B[rows],
-            # Counted from 0: it is how the runner's requests are answered below.
-            number_BT=torch.arange(count, device=device)[None],
-            boxes=None if batch.boxes is None else batch.boxes[rows],
-            sizes=batch.sizes[rows],
-        )
-
-        def prepared(part: RawBatch) -> FrameBatch:
-            assert part.number_BT is not None
-            chosen = part.number_BT[0]
-            return replace(
-                batch.row(row),
-                video_BCTHW=batch.video_BCTHW[rows, :, chosen],
-                number_BT=batch.number_BT[rows, chosen],
-                boxes=part.boxes,
-            )
-
-        runner = self.runner(model, method, prepared)
-        runner.push(raw)
-        return runner.finish()
-
-    def main(self) -> tuple[LSTS, MethodConfig]:
-        """Return the networks that answer, and how."""
-        raise NotImplementedError
-
-
-class LSTSSystem(_Detector):
+class LSTSSystem(PartlyFrozen):
     """A detector and the method by which its features travel; with `SINGLE`, the single-frame detector."""
 
     def __init__(
@@ -132,10 +55,18 @@ class LSTSSystem(_Detector):
         batch_norm: BatchNorm,
         classes: tuple[str, ...],
     ) -> None:
-        super().__init__(data, classes)
+        super().__init__()
+        self.classes = classes
+        self.data = data
+        self.transform = FrameTransform(data.transform)
+        self._costs: dict[tuple[int, int, int], FrameCosts] = {}
         self.model = LSTS(model, method, len(classes))
         self.method = method
         self._batch_norm = batch_norm
+
+    @override
+    def prepare(self, raw: RawBatch, *, train: bool) -> FrameBatch:
+        return self.transform(raw, train=train)
 
     # --- training ------------------------------------------------------------------------------
 
@@ -206,8 +137,66 @@ class LSTSSystem(_Detector):
 
     # --- inference -----------------------------------------------------------------------------
 
+    def runner(self, model: LSTS, method: MethodConfig, prepare: Prepare | None = None) -> LSTSRunner:
+        """Return what goes through a video with a model by a method; `prepare` stands in for the transform."""
+        transform = prepare or (lambda raw: self.transform(raw, train=False))
+        return LSTSRunner(model, method, transform, lambda *size: self.frame_costs(model, *size))
+
+    def frame_costs(self, model: LSTS, height: int, width: int) -> FrameCosts:
+        """Return what frames of a size cost; counted once per size."""
+        place = (id(model), height, width)
+        if place not in self._costs:
+            self._costs[place] = frame_costs(model, height, width)
+        return self._costs[place]
+
     @override
+    def predict(self, batch: ClipBatch) -> Prediction:
+        """Return the largest score of each class in videos that were prepared whole."""
+        assert isinstance(batch, FrameBatch)
+        answers = [self._watch(batch, row) for row in range(len(batch.key))]
+        scores = np.stack([class_scores(answer.detections, len(self.classes)) for answer in answers])
+        device = batch.video_BCTHW.device
+        gmac = torch.tensor([answer.gmac for answer in answers], device=device)
+        return Prediction(torch.from_numpy(scores).to(device), extras={"gmac": gmac})
+
+    def _watch(self, batch: FrameBatch, row: int) -> VideoAnswer:
+        """Go through one video of a batch that was prepared, whose frames follow one another."""
+        model, method = self.main()
+        rows = slice(row, row + 1)
+        count = batch.number_BT.shape[1]
+        device = batch.video_BCTHW.device
+        pixels = torch.zeros((1, count, 1, 1, 3), dtype=torch.uint8, device=device)
+        if method.scene_cut is not None:
+            pixels = self.transform.to_pixels(batch.video_BCTHW[rows])
+        raw = RawBatch(
+            frames_BTHWC=pixels,
+            size_B2=batch.size_B2[rows].long(),
+            label_B=batch.label_B[rows],
+            key=batch.key[rows],
+            seed_B=batch.seed_B[rows],
+            valid_B=batch.valid_B[rows],
+            # Counted from 0: it is how the runner's requests are answered below.
+            number_BT=torch.arange(count, device=device)[None],
+            boxes=None if batch.boxes is None else batch.boxes[rows],
+            sizes=batch.sizes[rows],
+        )
+
+        def prepared(part: RawBatch) -> FrameBatch:
+            assert part.number_BT is not None
+            chosen = part.number_BT[0]
+            return replace(
+                batch.row(row),
+                video_BCTHW=batch.video_BCTHW[rows, :, chosen],
+                number_BT=batch.number_BT[rows, chosen],
+                boxes=part.boxes,
+            )
+
+        runner = self.runner(model, method, prepared)
+        runner.push(raw)
+        return runner.finish()
+
     def main(self) -> tuple[LSTS, MethodConfig]:
+        """Return the networks that answer, and how."""
         return self.model, self.method
 
     @override
