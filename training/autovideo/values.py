@@ -8,12 +8,15 @@ keys of the steps downstream are made.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_specs.schema import digest
 from infra.settings import Settings
 from training.autovideo.primitive import Port
 from training.autovideo.use import Use
+
+if TYPE_CHECKING:
+    from training.autovideo.document import Document
 
 
 @dataclass(frozen=True)
@@ -152,3 +155,10 @@ class Context:
     """Folder of this step's own for files that are kept; named after the cache key, so a killed run finds its work."""
     settings: Settings
     """Of the workspace: its `root` has params, shards and runs of this pipeline."""
+    project: Settings
+    """Of the project that the pipeline is run in: its data sets, its tracking store."""
+    data: Settings
+    """Of the place where data sets lie that pipelines made; all pipelines of a project share it."""
+    document: "Document"
+    dataset: str = ""
+    """Data set that the pipeline is run on, where it was named from outside."""

@@ -228,7 +228,13 @@ def _search(resolved: Resolved, settings: Settings, job: FitJob) -> None:
             f"config of search stage {stage.name!r} must be a SearchConfig, it is {type(config).__name__}"
         )
     search: Search = stage.build(
-        StageInputs(config, tuple(job.classes), resolved.paths.upstream, settings.root.absolute())
+        StageInputs(
+            config,
+            tuple(job.classes),
+            resolved.paths.upstream,
+            settings.root.absolute(),
+            shards=resolved.paths.shards,
+        )
     )
     scored, work = stage.scorer is not None, Path(job.work)
     outcomes = run_search(

@@ -358,7 +358,7 @@ class StageInputs:
     results: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     """For a report: upstream stage → run folders of its instances."""
     shards: Path | None = None
-    """For a report: folder of the data set's shards, whose pictures a page may show."""
+    """For a report, whose pages may show pictures, and for a search: folder of the data set's shards."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,12 @@ MEAN_STD = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "kinetics": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
+    "kinetics_hara": ((0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737)),
+    # Its Caffe weights want BGR in 0…255 minus (104, 117, 128); the factor 1/58 is in the converted first convolution.
+    "bninception": ((128 / 255, 117 / 255, 104 / 255), (58 / 255, 58 / 255, 58 / 255)),
 }
+"""Mean and standard deviation of the channels R, G, B, for pixels in 0…1."""
 
 STREAM = 1 << 32
 """Stream of the draws made here; the systems' own draws from the same seeds use small numbers."""

@@ -1,0 +1,464 @@
+"""Readers: what the videos are, where their labels stand, and how they are divided. And the extractor that packs them.
+
+A reader writes the parts of a data set's specification (`data_specs/schema.py`); listing, probing, encoding and packing
+are those of the data half, which `extractor/webdataset` calls as its own process. A set that this project already has
+comes from `reader/dataset`.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import model_validator
+
+from data_specs.schema import CsvSource, FolderSource, Hmdb51Source, KineticsSource, SplitPolicy, Ucf101Source, digest
+from data_specs.strict import Strict
+from training.autovideo.domains import choice
+from training.autovideo.primitive import Input, Port, Primitive, PrimitiveConfig, primitive, setting
+from training.autovideo.shard_sets import open_shards
+from training.autovideo.values import Context, Manifest, Value
+from training.core.config import ConfigError
+
+Official = Literal["official"]
+
+
+class Split(Strict):
+    """How videos without an official split are divided: seeded, whole groups, stratified by class."""
+
+    train: float = 0.7
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+    by: str = "source"
+    """`source`: by source video; `regex:<pattern>`: first group of the pattern on the file name; `column:<name>`."""
+
+    def policy(self) -> dict[str, Any]:
+        """Return it as the specification has it."""
+        values = {"train": self.train, "val": self.val, "test": self.test, "seed": self.seed, "group": self.by}
+        return SplitPolicy.model_validate(values).model_dump(mode="json")
+
+
+class ReaderConfig(PrimitiveConfig):
+    """What readers share."""
+
+    name: str | None = setting(None, help="name of the data set; null: made from the reader and its settings")
+    licence: str = setting("unknown", help="under which terms the videos may be used")
+
+
+class Reader(Primitive):
+    """Base of the readers."""
+
+    kind = "reader"
+    outputs: ClassVar[Mapping[str, Port]] = {"manifest": Port.MANIFEST}
+    Config: ClassVar[type[PrimitiveConfig]] = ReaderConfig
+
+    def parts(self) -> list[dict[str, Any]]:
+        """Return the parts of the specification, paths absolute."""
+        raise NotImplementedError
+
+    def labels(self) -> Sequence[str] | str:
+        """Return the class names in index order, or the name of a label file that the package has."""
+        raise NotImplementedError
+
+    def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
+        """See `Primitive.produce`."""
+        labels = self.labels()
+        spec = {
+            "version": "1",
+            "licence": self.config.licence,
+            "labels": labels if isinstance(labels, str) else list(labels),
+            "parts": self.parts(),
+        }
+        name = self.config.name or f"{self.id.partition('/')[2]}_{digest(spec)[:8]}"
+        return {"manifest": Manifest(name, spec)}
+
+
+def existing(path: str, field: str, step: str) -> Path:
+    """Return an absolute path.
+
+    Raises:
+        ConfigError: there is nothing at the path; the message names step and field.
+    """
+    full = Path(path).expanduser().absolute()
+    if not full.exists():
+        raise ConfigError(f"{step}: {field}: {full} does not exist")
+    return full
+
+
+def _by_number(names: Iterable[str]) -> list[str]:
+    """Sort class names; numbers by value, so that class 10 comes after class 9."""
+    unique = sorted(set(names))
+    return sorted(unique, key=int) if all(name.lstrip("-").isdigit() for name in unique) else unique
+
+
+# --- data sets of this project ----------------------------------------------------------------
+
+
+class DatasetConfig(PrimitiveConfig):
+    """Which one."""
+
+    name: str | None = setting(None, help="name of the data set; null: the one that the pipeline is run on")
+
+
+@primitive("reader/dataset")
+class DatasetReader(Primitive):
+    """A data set of this project whose shards `fovea reproduce` or `dvc repro` has made."""
+
+    kind = "reader"
+    outputs: ClassVar[Mapping[str, Port]] = {"shards": Port.SHARDS}
+    Config: ClassVar[type[PrimitiveConfig]] = DatasetConfig
+
+    def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
+        """See `Primitive.produce`."""
+        name = self.config.name or context.dataset
+        if not name:
+            raise ConfigError(f"step {context.step!r}: reader/dataset needs a name here (`--dataset`, or `with: {{name: …}}`)")
+        folder = context.project.shards / name
+        if not (folder / "index.json").is_file():
+            raise ConfigError(f"step {context.step!r}: {folder} has no shards: run `dvc repro shards@{name}` first")
+        return {"shards": open_shards(folder, name)}
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+class FolderConfig(ReaderConfig):
+    """A folder of videos."""
+
+    root: str = setting(help="folder with a folder per class, or per split and class")
+    splits_in_path: bool = setting(False, help="the first folders are train, val and test")
+    split: Split | Official = setting(Split(), help="how videos are divided; `official` with splits_in_path")
+
+    @model_validator(mode="after")
+    def _official(self) -> "FolderConfig":
+        if self.splits_in_path != (self.split == "official"):
+            raise ValueError("split: official goes with splits_in_path: true, and only with it")
+        return self
+
+
+@primitive("reader/folder")
+class FolderReader(Reader):
+    """A folder per class: `<root>/<class>/<video>`."""
+
+    Config: ClassVar[type[PrimitiveConfig]] = FolderConfig
+
+    def parts(self) -> list[dict[str, Any]]:
+        """See `Reader.parts`."""
+        root = existing(self.config.root, "root", self.id)
+        source = FolderSource(root=str(root), splits_in_path=self.config.splits_in_path)
+        split = "official" if self.config.split == "official" else self.config.split.policy()
+        return [{"name": "all", "source": source.model_dump(mode="json"), "split": split}]
+
+    def labels(self) -> Sequence[str]:
+        """See `Reader.labels`."""
+        root = existing(self.config.root, "root", self.id)
+        folders = [root / name for name in ("train", "val", "test")] if self.config.splits_in_path else [root]
+        names = _by_number(
+            path.name for folder in folders if folder.is_dir() for path in folder.iterdir()
+            if path.is_dir() and not path.name.startswith(".")
+        )  # fmt: skip
+        if not names:
+            raise ConfigError(f"{self.id}: root: {root} has no folders, one per class")
+        return names
+
+
+class CsvConfig(ReaderConfig):
+    """Tables."""
+
+    train: str = setting(help="csv or tsv with a row per video")
+    val: str | None = setting(None, help="table of the validation videos; null: divided from train")
+    test: str | None = setting(None, help="table of the test videos; null: divided from train")
+    media: str = setting(help="folder that the paths of the tables start from")
+    path: str = setting("path", help="column of the path, or a template such as `{id}.webm`")
+    label: str = setting("label", help="column of the class name")
+    start: str | None = setting(None, help="column of the start in seconds")
+    end: str | None = setting(None, help="column of the end in seconds")
+    group: str | None = setting(None, help="column of the unit that is never divided")
+    ignore: tuple[str, ...] = setting(("*",), help="known columns that are not used; `*`: all others")
+    names: str | None = setting(None, help="text file with class names, line number = class index")
+    split: Split = setting(Split(), help="how the train table is divided, for splits without a table of their own")
+
+
+@primitive("reader/csv")
+class CsvReader(Reader):
+    """One table, or one for each split."""
+
+    Config: ClassVar[type[PrimitiveConfig]] = CsvConfig
+
+    def _tables(self) -> dict[str, Path]:
+        given = {name: getattr(self.config, name) for name in ("train", "val", "test")}
+        return {name: existing(path, name, self.id) for name, path in given.items() if path is not None}
+
+    def parts(self) -> list[dict[str, Any]]:
+        """See `Reader.parts`."""
+        config, tables = self.config, self._tables()
+        media = existing(config.media, "media", self.id)
+        parts = []
+        for name, table in tables.items():
+            source = CsvSource(
+                root=str(media),
+                file=str(table),
+                path=config.path,
+                label=config.label,
+                start=config.start,
+                end=config.end,
+                group=config.group,
+                ignore=tuple(config.ignore),
+            )
+            split: Any = name
+            if name == "train" and len(tables) < 3:
+                split = self._policy(set(tables))
+            parts.append({"name": name, "source": source.model_dump(mode="json"), "split": split})
+        return parts
+
+    def _policy(self, tables: set[str]) -> dict[str, Any]:
+        """Divide the train table among the splits that have no table."""
+        split = self.config.split
+        shares = {name: getattr(split, name) for name in ("train", "val", "test")}
+        for name in tables - {"train"}:
+            shares[name] = 0.0
+        total = sum(shares.values())
+        if total <= 0:
+            raise ConfigError(f"{self.id}: split: nothing is left for train")
+        return Split(**{name: share / total for name, share in shares.items()}, seed=split.seed, by=split.by).policy()
+
+    def labels(self) -> Sequence[str]:
+        """See `Reader.labels`."""
+        if self.config.names is not None:
+            return existing(self.config.names, "names", self.id).read_text().removesuffix("\n").split("\n")
+        names: set[str] = set()
+        for table in self._tables().values():
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                rows = csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
+                if self.config.label not in (rows.fieldnames or []):
+                    raise ConfigError(f"{table} has no column {self.config.label!r}; it has {rows.fieldnames}")
+                names |= {label for row in rows for label in (row[self.config.label] or "").split("|") if label}
+        return _by_number(names)
+
+
+class D3MConfig(ReaderConfig):
+    """A folder in the layout of D3M and of AutoVideo's own sets."""
+
+    root: str = setting(help="folder with train.csv, test.csv and media/")
+    names: str | None = setting(None, help="text file with class names for the numbers of the column `label`")
+    split: Split = setting(Split(train=0.9, val=0.1, test=0.0), help="how train.csv is divided into train and val")
+
+
+@primitive("reader/d3m")
+class D3MReader(Reader):
+    """AutoVideo's data layout: train.csv and test.csv with d3mIndex, video, label, and a media folder."""
+
+    Config: ClassVar[type[PrimitiveConfig]] = D3MConfig
+
+    def _csv(self) -> CsvReader:
+        root = existing(self.config.root, "root", self.id)
+        test = root / "test.csv"
+        values = {
+            "train": str(root / "train.csv"),
+            "test": str(test) if test.exists() else None,
+            "media": str(root / "media"),
+            "path": "video",
+            "label": "label",
+            "ignore": ["d3mIndex"],
+            "split": self.config.split.model_dump(),
+            "names": None,
+        }
+        return CsvReader(CsvConfig.model_validate(values))
+
+    def parts(self) -> list[dict[str, Any]]:
+        """See `Reader.parts`."""
+        parts = self._csv().parts()
+        for part in parts:
+            with Path(part["source"]["file"]).open(newline="") as file:
+                header = next(csv.reader(file), [])
+            if header != ["d3mIndex", "video", "label"]:
+                raise ConfigError(
+                    f"{part['source']['file']}: the header must be d3mIndex,video,label, it is {','.join(header)}; "
+                    "reader/csv takes other tables"
+                )
+        return parts
+
+    def labels(self) -> Sequence[str]:
+        """See `Reader.labels`; the numbers of the column `label` are names like any others, also with gaps."""
+        return self._csv().labels()
+
+
+class ListConfig(ReaderConfig):
+    """Data sets with lists of their own."""
+
+    root: str = setting(help="folder of the videos")
+    lists: str = setting(help="folder of the lists that come with the data set")
+    split_number: Literal[1, 2, 3] = setting(1, help="which of the official splits")
+    labels: str = setting(help="label file of the package (data_specs/labels), e.g. hmdb51.txt")
+    split: Split = setting(Split(train=0.9, val=0.1, test=0.0), help="how the official training list is divided")
+
+
+@primitive("reader/ucf101")
+class Ucf101Reader(Reader):
+    """UCF101 with its lists (classInd.txt, trainlistNN.txt, testlistNN.txt)."""
+
+    Config: ClassVar[type[PrimitiveConfig]] = ListConfig
+
+    def parts(self) -> list[dict[str, Any]]:
+        """See `Reader.parts`."""
+        source = Ucf101Source(
+            root=str(existing(self.config.root, "root", self.id)),
+            lists=str(existing(self.config.lists, "lists", self.id)),
+            split_number=self.config.split_number,
+        )
+        return [{"name": "all", "source": source.model_dump(mode="json"), "split": "official"}]
+
+    def labels(self) -> str:
+        """See `Reader.labels`."""
+        name: str = self.config.labels
+        return name
+
+
+@primitive("reader/hmdb51")
+class Hmdb51Reader(Reader):
+    """HMDB51 with its lists (`<class>_test_split<N>.txt`)."""
+
+    Config: ClassVar[type[PrimitiveConfig]] = ListConfig
+
+    def parts(self) -> list[dict[str, Any]]:
+        """See `Reader.parts`."""
+        source = Hmdb51Source(
+            root=str(existing(self.config.root, "root", self.id)),
+            lists=str(existing(self.config.lists, "lists", self.id)),
+            split_number=self.config.split_number,
+        )
+        return [{"name": "all", "source": source.model_dump(mode="json"), "split": "official"}]
+
+    def labels(self) -> str:
+        """See `Reader.labels`."""
+        name: str = self.config.labels
+        return name
+
+
+class KineticsConfig(ReaderConfig):
+    """Kinetics."""
+
+    root: str = setting(help="folder of the videos")
+    train: str = setting(help="csv of the training videos: label, youtube_id, time_start, time_end, split")
+    val: str | None = setting(None, help="csv of the validation videos")
+    trimmed: bool = setting(True, help="videos are already cut: <id>_<start>_<end>.mp4")
+    labels: str = setting(help="label file of the package (data_specs/labels), e.g. kinetics400.txt")
+
+
+@primitive("reader/kinetics")
+class KineticsReader(Reader):
+    """Kinetics with its csv files."""
+
+    Config: ClassVar[type[PrimitiveConfig]] = KineticsConfig
+
+    def parts(self) -> list[dict[str, Any]]:
+        """See `Reader.parts`."""
+        root = existing(self.config.root, "root", self.id)
+        parts = []
+        for name in ("train", "val"):
+            if (table := getattr(self.config, name)) is not None:
+                source = KineticsSource(
+                    root=str(root), file=str(existing(table, name, self.id)), trimmed=self.config.trimmed
+                )
+                parts.append({"name": name, "source": source.model_dump(mode="json"), "split": name})
+        return parts
+
+    def labels(self) -> str:
+        """See `Reader.labels`."""
+        name: str = self.config.labels
+        return name
+
+
+# --- the extractor ----------------------------------------------------------------------------
+
+
+class WebdatasetConfig(PrimitiveConfig):
+    """How videos are stored in shards."""
+
+    representation: Literal["mp4", "jpgs"] = setting("mp4", help="`mp4`: H.264; `jpgs`: frames sampled evenly")
+    num_frames: int | None = setting(None, help="frames of `jpgs`", unit="frames", ge=1)
+    short_side: int = setting(128, help="of the stored clips", unit="pixels", search=choice(64, 128, 256), ge=16)
+    fps: float | None = setting(None, help="frames per second; null keeps the source's", unit="1/s", gt=0)
+    samples_per_shard: int = setting(64, help="videos per tar", ge=1)
+    seed: int = setting(0, help="of the order of the samples")
+    max_reject_share: float = setting(0.1, help="the run stops when more of the videos cannot be used", ge=0, le=1)
+    min_frames: int = setting(1, help="shorter videos are rejected", unit="frames", ge=1)
+    workers: int | None = setting(0, help="processes at once; null: all cores through Ray; 0: one process", ge=0)
+
+
+@primitive("extractor/webdataset")
+class Webdataset(Primitive):
+    """Decodes, scales and packs the videos into webdataset shards: the ingest of the data half."""
+
+    kind = "extractor"
+    inputs: ClassVar[Mapping[str, Input]] = {"manifest": Input(Port.MANIFEST)}
+    outputs: ClassVar[Mapping[str, Port]] = {"shards": Port.SHARDS}
+    Config: ClassVar[type[PrimitiveConfig]] = WebdatasetConfig
+
+    def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
+        """Write the specification, list the sources, and make the shards; what is done already is not made again.
+
+        Raises:
+            ConfigError: the ingest failed; the message is its own.
+        """
+        manifest = inputs["manifest"]
+        assert isinstance(manifest, Manifest)
+        config = self.config
+        clip = {
+            "representation": config.representation,
+            "short_side": config.short_side,
+            "fps": config.fps,
+            "audio": "drop",
+            "min_frames": config.min_frames,
+        }
+        if config.num_frames is not None:
+            clip["num_frames"] = config.num_frames
+        # Other clips of the same videos are another data set, so that several pipelines can share a place.
+        name = f"{manifest.dataset}_{digest({'clip': clip, 'shards': config.samples_per_shard})[:6]}"
+        spec = {
+            "name": name,
+            **manifest.spec,
+            "clip": clip,
+            "shards": {"samples_per_shard": config.samples_per_shard, "seed": config.seed},
+            "max_reject_share": config.max_reject_share,
+        }
+        place = context.data
+        path = place.root / "data_specs" / "datasets" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".tmp-{os.getpid()}")
+        temporary.write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
+        os.replace(temporary, path)
+        self._call(context, [sys.executable, "-m", "tasks", "manifest", name])
+        if not self._complete(place, name):
+            workers = [] if config.workers is None else ["--workers", str(config.workers)]
+            self._call(context, [sys.executable, "-m", "flows.ingest", name, *workers])
+        return {"shards": open_shards(place.shards / name, name)}
+
+    @staticmethod
+    def _complete(place: Any, name: str) -> bool:
+        """Whether the shards are those of this listing: a mark with its checksum is written after each ingest."""
+        mark = place.work / "ingested" / f"{name}.json"
+        if not mark.is_file() or not (place.shards / name / "index.json").is_file():
+            return False
+        listing = (place.manifests / f"{name}.csv").read_text()
+        return bool(json.loads(mark.read_text())["listing"] == digest(listing))
+
+    def _call(self, context: Context, command: list[str]) -> None:
+        place = context.data
+        environment = {**os.environ, "FOVEA_ROOT": str(place.root)}
+        done = subprocess.run(command, env=environment, cwd=place.root, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            raise ConfigError(f"step {context.step!r} ({self.id}): {' '.join(command[1:])} failed:\n" + "\n".join(said[-15:]))
+        if command[2] == "flows.ingest":
+            name = command[3]
+            mark = place.work / "ingested" / f"{name}.json"
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            listing = (place.manifests / f"{name}.csv").read_text()
+            mark.write_text(json.dumps({"listing": digest(listing)}))
