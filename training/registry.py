@@ -13,6 +13,7 @@ FAMILIES: dict[str, str] = {
     "movinet": "training.movinet",
     "adamml": "training.adamml",
     "lsts": "training.lsts",
+    "autovideo": "training.autovideo",
 }
 """Family → package. A family's package exports `STAGES` (tuple of Stage), `MODELS` (name → function
 `(overrides: dict[str, str]) -> CostRow`, built on the meta device) and may export `app`, a typer app."""

@@ -6,7 +6,14 @@ Importing this package, and everything that only declares or checks, does not im
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from training.autovideo.config import EvalConfig, FoundConfig, ReportConfig, SearchConfig, TrainConfig
+from training.autovideo.config import (
+    EvalConfig,
+    FoundConfig,
+    FoundEvalConfig,
+    ReportConfig,
+    SearchConfig,
+    TrainConfig,
+)
 from training.autovideo.presets import MODELS
 from training.core.stage import Report, Stage, StageInputs
 
@@ -38,7 +45,7 @@ def _evaluation(inputs: StageInputs) -> "System":
 def _search(inputs: StageInputs) -> "Search":
     from training.autovideo.searching import make_search
 
-    return make_search(inputs.config, len(inputs.classes))
+    return make_search(inputs.config, len(inputs.classes), inputs.shards)
 
 
 def _report(inputs: StageInputs) -> Report:
@@ -86,7 +93,7 @@ STAGES = (
     Stage(
         name="autovideo_found_eval",
         kind="evaluate",
-        config=EvalConfig,
+        config=FoundEvalConfig,
         build=_evaluation,
         upstream=("autovideo_found-{engine}-{seed}", "autovideo_search-{engine}-{seed}"),
         subject="autovideo_found",
@@ -101,6 +108,7 @@ STAGES = (
         config=ReportConfig,
         build=_report,
         upstream=("autovideo_search", "autovideo_found", "autovideo_found_eval", "autovideo_train", "autovideo_eval"),
+        shared=_PIPELINES,
         metric="val/best_top1",
     ),
 )

@@ -9,7 +9,7 @@ from training.autovideo.document import Document
 from training.autovideo.plan import learners, stage_values
 from training.autovideo.recognisers import Recogniser, RecogniserConfig
 from training.autovideo.use import Use
-from training.core.config import ConfigError, DataConfig, FitConfig, StageConfig
+from training.core.config import ConfigError, FitConfig, StageConfig
 from training.core.trials import SearchConfig as BaseSearchConfig
 
 
@@ -125,6 +125,7 @@ class SearchConfig(NetConfig, BaseSearchConfig):
     engine: str
     """random, tpe, evolution or grid."""
     seed: int
+    """Of what the engine draws; that of the trainings is the pipeline's."""
     space: dict[str, Any]
     """What may be tried (`space.py`)."""
     budget: dict[str, float]
@@ -156,10 +157,17 @@ class FoundConfig(TrainConfig):
         return {**result, "fit": {**result["fit"], "steps": steps}}
 
 
-class ReportConfig(StageConfig):
-    """The page of the searches on a data set."""
+class FoundEvalConfig(EvalConfig):
+    """Evaluation of the pipeline that a search found, trained once more."""
 
-    data: DataConfig
+    engine: str
+    seed: int
+
+
+class ReportConfig(EvalConfig):
+    """The page of the searches and pipelines on a data set; its pipeline is the one that searches begin with."""
+
     bootstrap: int = Field(ge=100)
     """Resamples of confidence intervals."""
     seed: int
+    """Of the resampling."""

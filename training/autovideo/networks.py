@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from training.backbones.c3d import C3D
-from training.backbones.eco import ECO
+from training.backbones.eco import ECOFull, ECOLite
 from training.backbones.hara_resnet3d import LAYOUTS as HARA_LAYOUTS
 from training.backbones.hara_resnet3d import HaraResNet3D
 from training.backbones.i3d import I3D
@@ -56,12 +56,12 @@ def i3d_resnet(config: Any, classes: int) -> nn.Module:
 
 def eco_lite(config: Any, classes: int) -> nn.Module:
     """Return ECO Lite."""
-    return ECO("lite", **_shared(config, classes))
+    return ECOLite(**_shared(config, classes))
 
 
 def eco_full(config: Any, classes: int) -> nn.Module:
     """Return ECO Full."""
-    return ECO("full", **_shared(config, classes))
+    return ECOFull(**_shared(config, classes))
 
 
 def c3d(config: Any, classes: int) -> nn.Module:

@@ -154,7 +154,7 @@ class Pipeline:
         workspace = project.root.absolute() / "pipelines" / self.document.name
         if not resume:
             shutil.rmtree(workspace, ignore_errors=True)
-        own = _settings(project, workspace, executor)
+        own = workspace_settings(project, workspace, executor)
         with stage_lock(workspace / ".lock"):
             _write(workspace / "pipeline.yaml", self.to_yaml())
             _write(workspace / "resolved.yaml", self.document.resolved().to_yaml())
@@ -287,7 +287,7 @@ def _key(bound: Bound, inputs: Mapping[str, Any], seed: int) -> str | None:
     return step_key(bound, digests, seed, code_version=CODE_VERSION["fit"])
 
 
-def _settings(project: Settings, workspace: Path, executor: Executor) -> Settings:
+def workspace_settings(project: Settings, workspace: Path, executor: Executor) -> Settings:
     """Return the settings of a workspace: its own root, the project's tracking store."""
     workspace.mkdir(parents=True, exist_ok=True)
     workers = 0 if executor == "local" else max(1, project.train_workers)

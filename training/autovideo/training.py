@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from infra.settings import Settings
 from training.autovideo.document import Document
 from training.autovideo.plan import STAGE, learners, stage_values
 from training.autovideo.recognisers import Recogniser
@@ -84,7 +85,12 @@ def counted(document: Document, num_train: int) -> Document:
 
 def link_shards(context: Context, shards: Shards) -> None:
     """Let the workspace's data folder have the shards, without a copy."""
-    place = context.settings.shards / shards.dataset
+    link(context.settings, shards)
+
+
+def link(settings: Settings, shards: Shards) -> None:
+    """Let a workspace's data folder have the shards, without a copy."""
+    place = settings.shards / shards.dataset
     if place.is_symlink() and place.resolve() == shards.folder.resolve():
         return
     place.parent.mkdir(parents=True, exist_ok=True)

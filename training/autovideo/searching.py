@@ -1,0 +1,217 @@
+"""Searches over pipelines: the stage's ask/tell object, and `AutoVideoSearch`, which runs all of it in a workspace."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_specs.schema import digest
+from infra.locks import stage_lock
+from infra.settings import Settings
+from training.autovideo.config import SearchConfig, TrainConfig
+from training.autovideo.document import Document
+from training.autovideo.pipeline import Executor, Pipeline, workspace_settings
+from training.autovideo.plan import STAGE, only_learner
+from training.autovideo.search import Budget, Compiled, PipelineSearch, check_fingerprints
+from training.autovideo.shard_sets import num_samples, open_shards
+from training.autovideo.space import build_space, parse_space
+from training.autovideo.training import counted, link, write_params
+from training.autovideo.values import Clips, Shards
+from training.core.config import ConfigError, validate
+
+SEARCH, FOUND, FOUND_EVAL, REPORT = "autovideo_search", "autovideo_found", "autovideo_found_eval", "autovideo_report"
+
+
+def make_search(config: SearchConfig, num_classes: int, shards: Path | None) -> PipelineSearch:
+    """Return the ask/tell object of a search stage.
+
+    Raises:
+        ConfigError: a space, an engine or a budget that is not valid; two splits with the same videos.
+    """
+    if shards is not None:
+        prints = open_shards(shards, shards.name).fingerprints
+        check_fingerprints(prints.get("train"), prints.get("val"), prints.get("test"))
+    space = build_space(parse_space(config.space, "autovideo_search.space"), config.document)
+    return PipelineSearch(
+        base=config.document,
+        space=space,
+        engine=config.engine,
+        options=config.engines.get(config.engine, {}),
+        compile=Compiler(num_classes),
+        stage=STAGE,
+        budget=Budget(**config.budget),
+        objectives=config.objectives,
+        seed=config.seed,
+    )
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """Turns a candidate document into the config of its training, and says what it costs; nothing is allocated."""
+
+    num_classes: int
+
+    def __call__(self, document: Mapping[str, Any]) -> Compiled:
+        """Return the candidate's training and cost.
+
+        Raises:
+            ConfigError: the document is not valid, or its net cannot take its clips.
+        """
+        from training.autovideo.system import network_cost
+
+        config = validate(TrainConfig, {"document": dict(document)}, "candidate")
+        data = config.data
+        gmac, params = network_cost(
+            config.recogniser(), self.num_classes, data.num_frames, data.transform.eval_side, data.eval_views
+        )
+        values = config.model_dump(mode="json")
+        identity = digest({name: values[name] for name in ("data", "augment", "learner", "fit")})
+        return Compiled(config=values, gmac=gmac, params=params, digest=identity)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to."""
+
+    winner: Document
+    leaderboard: Mapping[str, Any]
+    """As `leaderboard.json`."""
+    model: Path
+    """Folder of the winner, trained once more."""
+    metrics: Mapping[str, float]
+    """Of the winner on test, which nothing else was evaluated on."""
+    page: Path
+    version: str | None
+    """Registered version, or None."""
+
+
+class AutoVideoSearch:
+    """A search over the pipelines of a space, beginning with one of them.
+
+    Args:
+        pipeline: with one recogniser.
+        space: a space document as plain values.
+        budget: trials, seconds, or both.
+        engine: random, tpe, evolution or grid.
+        objectives: top1 first, then what shall be small.
+        seed: of the engine.
+        longer: factor of the steps with which the winner is trained.
+        stopping: successive halving, `{grace_steps, reduction_factor}`; the recipe must then evaluate in between.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        space: Mapping[str, Any],
+        budget: Mapping[str, float],
+        *,
+        engine: str = "tpe",
+        objectives: tuple[str, ...] = ("top1", "gmac"),
+        seed: int = 0,
+        longer: float = 1.0,
+        stopping: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.pipeline, self.space, self.budget, self.engine = pipeline, dict(space), dict(budget), engine
+        self.objectives, self.seed, self.longer = objectives, seed, longer
+        self.stopping = None if stopping is None else dict(stopping)
+        build_space(parse_space(self.space, "space"), pipeline.to_dict())  # what is wrong with it is said before anything runs
+
+    def run(
+        self,
+        *,
+        settings: Settings | None = None,
+        dataset: str = "",
+        executor: Executor = "local",
+        register: bool = True,
+    ) -> SearchResult:
+        """Search, train the winner once more, evaluate it once on test, write the page, and register it.
+
+        Started again after any kind of death it goes on where it was: finished trials are not repeated, and a search that
+        has come to its end is not made again.
+
+        Raises:
+            ConfigError: see `make_search`; or the pipeline has no recogniser, or several.
+            StageFailed: no trial could be trained.
+        """
+        import json
+
+        from training.core.run import run_stage
+        from training.core.stage import StageRef
+
+        project = settings or Settings()
+        shards = self._shards(project, dataset, executor)
+        document = counted(self.pipeline.document, num_samples(shards.folder, "train"))
+        root = project.root.absolute() / "pipelines" / document.name
+        own = workspace_settings(project, root, executor)
+        items = (self.engine, str(self.seed))
+        with stage_lock(root / ".search.lock"):
+            link(own, shards)
+            sections = self._sections(document)
+            write_params(root, shards.dataset, lists=self._lists(shards.dataset), sections=sections)
+            identity = digest({"sections": sections, "shards": shards.digest, "items": list(items)})
+            refs = [StageRef(name, shards.dataset, items) for name in (SEARCH, FOUND, FOUND_EVAL)]
+            refs.append(StageRef(REPORT, shards.dataset))
+            for ref in refs:
+                mark = root / "done" / f"{ref.slug}.json"
+                if mark.is_file() and json.loads(mark.read_text())["identity"] == identity:
+                    continue
+                run_stage(ref, own)
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.write_text(json.dumps({"identity": identity}))
+        return self._result(own, refs, register)
+
+    def _shards(self, project: Settings, dataset: str, executor: Executor) -> Shards:
+        """Run the pipeline as far as the clips of the learner: decoded and packed once, for all trials."""
+        checked = self.pipeline.document.checked()
+        (edge,) = checked.graph.inputs(only_learner(self.pipeline.document))["clips"]
+        ran = self.pipeline.run(settings=project, dataset=dataset, executor=executor, only=edge.source)
+        clips = ran.value(str(f"{edge.source}.{edge.output}"))
+        assert isinstance(clips, Clips)
+        if clips.shards is None:
+            raise ConfigError(f"pipeline {self.pipeline.document.name!r}: the clips of its learner come from no shards")
+        return clips.shards
+
+    def _lists(self, dataset: str) -> dict[str, Any]:
+        searches = {"engine": [self.engine], "seed": [self.seed]}
+        return {"autovideo": [dataset], "autovideo_grid": {"pipeline": []}, "autovideo_searches": searches}
+
+    def _sections(self, document: Document) -> dict[str, Any]:
+        search = {
+            "pipeline": "base",
+            "space": self.space,
+            "budget": self.budget,
+            "objectives": list(self.objectives),
+            "engines": {self.engine: {}},
+            "stopping": self.stopping,
+        }
+        return {
+            "autovideo_pipelines": {"base": document.to_dict()},
+            SEARCH: search,
+            FOUND: {"longer": self.longer},
+            FOUND_EVAL: {},
+            REPORT: {"pipeline": "base", "bootstrap": 1000, "seed": 0},
+        }
+
+    def _result(self, own: Settings, refs: list[Any], register: bool) -> SearchResult:
+        import json
+
+        from training.core.stage import paths_of
+        from training.registry import all_stages
+
+        stages = all_stages()
+        search, found, evaluation, report = (paths_of(stages[ref.stage], ref, own, stages) for ref in refs)
+        version: str | None = None
+        if register:
+            from training.core.promotion import promote
+            from training.core.registration import register as register_model
+
+            version = str(register_model(own, refs[2]))
+            promote(own, refs[2].dataset, "autovideo")
+        return SearchResult(
+            winner=Document.from_file(search.run / "winner.yaml"),
+            leaderboard=json.loads((search.run / "leaderboard.json").read_text()),
+            model=found.model,
+            metrics=json.loads(evaluation.metrics.read_text()),
+            page=report.run / "page.html",
+            version=version,
+        )
