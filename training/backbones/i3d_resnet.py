@@ -156,10 +156,12 @@ class I3DResNet(nn.Module):
 
     def features_map(self, video_BCTHW: Tensor) -> Tensor:
         """(B,in_channels,T,H,W) → (B,out_channels,⌈T/4⌉,⌈H/32⌉,⌈W/32⌉)."""
-        x = self.layer1(self.stem(video_BCTHW))
-        if self.pool2 is not None:
-            x = self.pool2(x)
-        return cast(Tensor, self.layer4(self.layer3(self.layer2(x))))
+        x = self.stem(video_BCTHW)
+        for number in range(1, 5):
+            x = getattr(self, f"layer{number}")(x)
+            if number == 1 and self.pool2 is not None:
+                x = self.pool2(x)
+        return cast(Tensor, x)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         """(B,in_channels,T,H,W) → logits (B,num_classes).
