@@ -192,6 +192,13 @@ def test_parts_hold_everything():
     assert [net.get_submodule(name) for name, _ in net.parts()] == [part for _, part in net.parts()]
 
 
+def test_training_reaches_every_parameter():
+    net = small().train()
+    net(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in net.parameters())
+
+
 def assert_exports_and_compiles(part, images):
     with torch.no_grad():
         wanted = part(images)

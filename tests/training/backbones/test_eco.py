@@ -217,7 +217,7 @@ def test_a_file_that_does_not_fit_is_refused(network):
     with pytest.raises(WeightError, match=r"volume\.res4\.a_down\.weight"):
         load_weights(small(network), other, convert=LAYOUTS["eco_pytorch"])
     wrong = ECOLite if network is ECOFull else ECOFull
-    with pytest.raises(WeightError, match="inception_5b"):
+    with pytest.raises(WeightError, match="inception_3c"):
         load_weights(small(wrong), state, convert=LAYOUTS["eco_pytorch"], ignore=wrong.heads)
 
 
@@ -324,6 +324,14 @@ def test_memory_format_and_precision(network):
         assert distance(net(clip.to(memory_format=torch.channels_last_3d)), wanted) < 1e-5
         with torch.autocast("cpu", torch.bfloat16):
             assert distance(net(clip).float(), wanted) < 0.1
+
+
+@BOTH
+def test_training_reaches_every_parameter(network):
+    net = small(network).train()
+    net(torch.randn(2, 3, 4, 64, 64)).square().sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in net.parameters())
 
 
 def test_training_drops_each_kind_of_feature():

@@ -356,6 +356,13 @@ def test_unusable_input_is_refused():
         I3D(num_classes=5, width=0)
 
 
+def test_training_reaches_every_parameter():
+    net = small().train()
+    net(torch.randn(2, 3, 16, 32, 32)).square().sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in net.parameters())
+
+
 def test_initial_deviation():
     torch.manual_seed(0)
     net = I3D(num_classes=5)

@@ -213,6 +213,13 @@ def test_both_forms_are_equal_and_parts_hold_everything():
     assert sorted(held) == sorted(id(parameter) for parameter in folded.parameters())
 
 
+def test_training_reaches_every_parameter():
+    net = small().train()
+    net(torch.randn(2, 3, 8, 32, 32)).square().sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in net.parameters())
+
+
 def test_small_input_is_refused():
     with pytest.raises(ValueError, match="at least 8 frames of 32×32"):
         small()(torch.zeros(1, 3, 4, 32, 32))
