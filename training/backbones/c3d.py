@@ -50,7 +50,7 @@ class C3D(nn.Module):
         width: multiplier of all channel counts.
         adaptive: average the last map down to 1×4×4, so that other sizes fit; at 16×112×112 this changes nothing, and
             weights are the same.
-        batch_norm: put batch norms after the convolutions, which the paper does not have.
+        batch_norm: put batch norms after the convolutions, which then have no bias; the paper has none.
         in_channels: channels of the clips.
     """
 
@@ -71,7 +71,7 @@ class C3D(nn.Module):
         channels = in_channels
         for name, base in CONVS.items():
             out_channels = scaled_channels(base, width)
-            setattr(self, f"conv{name}", nn.Conv3d(channels, out_channels, 3, padding=1))
+            setattr(self, f"conv{name}", nn.Conv3d(channels, out_channels, 3, padding=1, bias=not batch_norm))
             if batch_norm:
                 setattr(self, f"bn{name}", nn.BatchNorm3d(out_channels))
             channels = out_channels
@@ -83,7 +83,8 @@ class C3D(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(cast(Tensor, module.bias))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.005)
                 nn.init.zeros_(module.bias)
@@ -154,10 +155,11 @@ _MMACTION2 = {
 }
 
 
-def _renamed(state: Mapping[str, Tensor], owners: Mapping[str, str]) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], owners: Mapping[str, str], prefix: str = "") -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for name, value in state.items():
         owner, _, leaf = name.rpartition(".")
+        owner = owner.removeprefix(prefix)
         new = f"{owners.get(owner, owner)}.{leaf}"
         if new in result:
             raise ValueError(f"two tensors of the file would both become {new!r}, one is {name!r}")
@@ -174,7 +176,7 @@ def _sequential(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str,
 
 
 def _mmaction2(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    return _renamed({name.removeprefix("backbone."): value for name, value in state.items()}, _MMACTION2)
+    return _renamed(state, _MMACTION2, "backbone.")
 
 
 LAYOUTS: dict[str, Convert] = {"sports1m": _sports1m, "sequential": _sequential, "mmaction2": _mmaction2}

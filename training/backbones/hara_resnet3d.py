@@ -242,8 +242,10 @@ class HaraResNet3D(nn.Module):
 
 
 def _hara(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    prefix = "module."
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+    result = {name.removeprefix("module."): value for name, value in state.items()}
+    if len(result) != len(state):
+        raise ValueError("the file has some tensors twice, with and without 'module.' before their names")
+    return result
 
 
 LAYOUTS: dict[str, Convert] = {"hara": _hara}
