@@ -318,7 +318,7 @@ def ports(values: Mapping[str, Value], port: Port) -> Iterator[tuple[str, Value]
             yield name, value
 
 
-def as_json(run: PipelineRun) -> str:
+def as_json_text(run: PipelineRun) -> str:
     """Return what became of the steps, as the command prints it."""
     rows = [
         {"step": ran.step, "cached": ran.cached, "seconds": round(ran.seconds, 2), "key": ran.key,

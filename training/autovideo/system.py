@@ -72,6 +72,13 @@ def layouts_of(recogniser: Recogniser) -> dict[str, Any]:
     return known
 
 
+def _absent(recogniser: Recogniser, layout: str) -> tuple[str, ...]:
+    """Return patterns of what a file of this layout lacks by its nature (it is of a part of the net)."""
+    module = importlib.import_module(recogniser.layouts.partition(":")[0]) if recogniser.layouts else None
+    patterns: tuple[str, ...] = tuple(getattr(module, "PARTIAL", {}).get(layout, ()))
+    return patterns
+
+
 class AutoVideoSystem(System):
     """The network of one learner, on the clips that the steps before it describe."""
 
@@ -109,7 +116,7 @@ class AutoVideoSystem(System):
             self._settings.weights,
             root,
             convert=known[self._settings.layout],
-            ignore=cast(Network, self.net).heads,
+            ignore=(*cast(Network, self.net).heads, *_absent(recogniser, self._settings.layout)),
         )
         log.info("%s", report)
 
