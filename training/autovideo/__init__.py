@@ -1,0 +1,1 @@
+"""AutoVideo: pipelines of declared primitives, written as documents, trained and searched as a whole."""
