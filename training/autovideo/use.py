@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, model_serializer, model_validator
 
 from data_specs.strict import Strict
+from training.autovideo.plain import hint
 
 
 class Use(Strict):
@@ -23,7 +24,11 @@ class Use(Strict):
         if isinstance(values, Mapping) and "with" in values:
             if "settings" in values:
                 raise ValueError("`with` and `settings` are the same thing: write `with` only")
-            return {("settings" if key == "with" else key): value for key, value in values.items()}
+            values = {("settings" if key == "with" else key): value for key, value in values.items()}
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}{hint(str(key), ('use', 'with'))} (known: use, with)")
         return values
 
     @model_serializer
