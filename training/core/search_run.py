@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -66,6 +67,8 @@ class SearchRun:
         """Those of them that nothing trains or scores yet."""
         self._parent = attach_run(job.tracking["uri"], job.tracking["run_id"]).record() if job.tracking else None
         self._journal = Journal(self.work / "journal.jsonl")
+        self._started = time.monotonic()
+        self._elapsed_before = 0.0
         self.work.mkdir(parents=True, exist_ok=True)
         self._replay()
 
@@ -101,7 +104,7 @@ class SearchRun:
         if known and step <= known[-1][0]:  # repeated since its last checkpoint: judged before
             return False
         stop = self._judge(name, step, metrics)
-        self._journal.append({"event": "report", "name": name, "step": step, "metrics": metrics, "stop": stop})
+        self._note({"event": "report", "name": name, "step": step, "metrics": metrics, "stop": stop})
         if stop:
             self._stopped.add(name)
         return stop
@@ -146,6 +149,8 @@ class SearchRun:
         if not events:
             shutil.rmtree(self.work / "trials", ignore_errors=True)
         for event in events:
+            spent = event["outcome"] if event["event"] == "tell" else event
+            self._elapsed_before = max(self._elapsed_before, spent.get("elapsed_s", 0.0))
             if event["event"] == "ask":
                 trial = self._ask_search()
                 if trial is None or _plain(trial) != event["trial"]:
@@ -161,6 +166,7 @@ class SearchRun:
                 values = event["outcome"]
                 curve = [(step, value) for step, value in values["curve"]]
                 self._tell(Outcome(**{**values, "trial": self._trials[values["trial"]], "curve": curve}))
+        self._started = time.monotonic()  # repeating the calls is no part of the search
         for name in list(self._open):
             if self._is_over(name):
                 self.end(name)  # only the outcome was not written any more
@@ -178,7 +184,7 @@ class SearchRun:
     def _ask(self) -> Trial | None:
         trial = self._ask_search()
         if trial is not None:
-            self._journal.append({"event": "ask", "trial": _plain(trial)})
+            self._note({"event": "ask", "trial": _plain(trial)})
         return trial
 
     def _ask_search(self) -> Trial | None:
@@ -194,7 +200,15 @@ class SearchRun:
         self._evaluations[name].append((step, metrics))
         return self._stops is not None and self._stops(self._trials[name], step, metrics[self.metric])
 
+    def _elapsed_s(self) -> float:
+        """Return for how long the search has been running; what came after a killed process's last event is lost."""
+        return round(self._elapsed_before + time.monotonic() - self._started, 6)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        self._journal.append({**event, "elapsed_s": self._elapsed_s()})
+
     def _keep(self, outcome: Outcome) -> None:
+        outcome = replace(outcome, elapsed_s=self._elapsed_s())
         self._journal.append({"event": "tell", "outcome": outcome_values(outcome)})
         self._tell(outcome)
 
@@ -307,7 +321,9 @@ def write_result(
         if outcome.status == "finished" and not scored:
             shutil.copytree(work / "trials" / outcome.trial.name / "result", folder / "trials" / outcome.trial.name)
         trial = asdict(outcome.trial)
-        rows.append({**trial, **{key: value for key, value in outcome_values(outcome).items() if key != "trial"}})
+        # Without times: the result of a search that repeats itself is the same file.
+        left_out = ("trial", "elapsed_s")
+        rows.append({**trial, **{key: value for key, value in outcome_values(outcome).items() if key not in left_out}})
     _write(folder / "trials.json", json.dumps(rows, indent=1) + "\n")
     for name, text in files.items():
         _write(folder / name, text)

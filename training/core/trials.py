@@ -63,6 +63,9 @@ class Outcome:
     error: str | None = None
     run_id: str | None = None
     """MLflow run of the trial; None for a scored one, which has none."""
+    elapsed_s: float = field(default=0.0, compare=False)
+    """Seconds for which the search had been running, interruptions left out, when the outcome was kept. It is in the
+    journal, so that a budget of time is the same when a search is repeated; 0 in journals that are older than it."""
 
 
 class Search(Protocol):

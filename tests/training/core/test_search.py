@@ -204,6 +204,35 @@ def test_search_goes_on_from_any_point_as_if_it_had_not_stopped(tmp_path):
     assert (tmp_path / "whole" / "journal.jsonl").read_bytes() == lines
 
 
+def test_time_of_a_search_goes_on_where_it_stopped_and_leaves_interruptions_out(tmp_path):
+    _, run = scripted(tmp_path)
+    points = play(run)
+    while len(run.outcomes) < 3:
+        next(points)
+    times = [o.elapsed_s for o in run.outcomes]
+    assert 0 < times[0] <= times[1] <= times[2]
+    lines = run._journal.read()
+    assert [event["outcome"]["elapsed_s"] for event in lines if event["event"] == "tell"] == times
+
+    def journal(change: Callable[[dict[str, Any]], None]) -> None:
+        for event in lines:
+            change(event["outcome"] if event["event"] == "tell" else event)
+        run._journal.path.write_text("".join(json.dumps(event) + "\n" for event in lines))
+
+    # As if it had run for hours: what is told is what the journal has, and time goes on from its last event.
+    journal(lambda part: part.update(elapsed_s=part["elapsed_s"] + 7200))
+    search, again = scripted(tmp_path)
+    assert [o.elapsed_s for o in again.outcomes] == [time + 7200 for time in times]
+    list(play(again))
+    later = [o.elapsed_s for o in again.finish()]
+    assert later == sorted(later)
+    assert 7200 < later[-1] < 7200 + 600  # not the time of day, nor the age of the journal
+    # A journal from before there were times.
+    journal(lambda part: part.pop("elapsed_s"))
+    _, old = scripted(tmp_path)
+    assert [o.elapsed_s for o in old.outcomes] == [0.0] * 3
+
+
 def test_search_that_does_not_repeat_itself_is_refused(tmp_path):
     _, run = scripted(tmp_path)
     next(play(run))
@@ -268,6 +297,7 @@ def test_search_in_this_process(tmp_path, tiny_shards):
     assert [o.status for o in outcomes] == ["finished", "stopped", "failed"]
     assert trainings(tmp_path) == {"good": 1, "idle": 1, "bad": 1}
     good, idle, bad = outcomes
+    assert 0 < good.elapsed_s < idle.elapsed_s < bad.elapsed_s  # the first is from before the interruption
     assert [step for step, _ in good.curve] == [3, 6, 9, 12]
     assert good.steps == good.metrics["train/steps"] == 12
     assert good.value == good.metrics[METRIC] == good.curve[-1][1]
@@ -384,6 +414,7 @@ def test_search_is_a_stage_and_a_trial_is_one_too(toy):
         "config.json", "metrics.json", "run.json", "trials", "trials.json"
     ]  # fmt: skip
     rows = json.loads((output / "trials.json").read_text())
+    assert "elapsed_s" not in rows[0]  # repeated, the file is the same
     assert [row["name"] for row in rows] == ["seed-2", "seed-3"]
     assert {row["status"] for row in rows} == {"finished"}
     metrics = json.loads((output / "metrics.json").read_text())
