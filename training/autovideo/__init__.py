@@ -1,0 +1,1 @@
+"""AutoVideo: pipelines of declared primitives, and searches over them."""
