@@ -1,0 +1,1 @@
+"""Pages of searches and of single runs of a pipeline."""
