@@ -41,7 +41,9 @@ AUGMENT = [
 ]  # fmt: skip
 
 
-def document(kind: str, frames: int, size: int, batch: int, augment: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
+def document(
+    kind: str, frames: int, size: int, batch: int, augment: list[dict[str, Any]], **settings: Any
+) -> dict[str, Any]:
     """Return a pipeline for one net."""
     use, own, _, _ = NETS[PRESETS[kind]]
     decoder = "decoder/segments" if use in ("recognition/tsn", "recognition/tsm") or "eco" in use else "decoder/dense"

@@ -38,7 +38,9 @@ def _train(inputs: StageInputs) -> "System":
 def _evaluation(inputs: StageInputs) -> "System":
     from training.core.checkpoint import load_model
 
-    models = [folder for name, folder in inputs.upstream.items() if name.startswith(("autovideo_train", "autovideo_found"))]
+    models = [
+        folder for name, folder in inputs.upstream.items() if name.startswith(("autovideo_train", "autovideo_found"))
+    ]
     return load_model(models[0]).system
 
 

@@ -122,7 +122,9 @@ class CenterCrop(ClipPrimitive):
 
     def change(self, clips: Clips) -> Clips:
         """See `ClipPrimitive.change`."""
-        return clips.with_data(transform={"train_crop": "center", "train_short_side": None, "area": None, "aspect": None})
+        return clips.with_data(
+            transform={"train_crop": "center", "train_short_side": None, "area": None, "aspect": None}
+        )
 
 
 @primitive("transform/multiscale_crop")
@@ -228,7 +230,9 @@ class ViewsConfig(PrimitiveConfig):
 
     clips: int = setting(1, help="clips per video at evaluation, evenly spaced; more than 1 needs decoder/dense", ge=1)
     crops: Literal[1, 3] = setting(1, help="crops per clip: the centre, or three along the longer side")
-    size: int | None = setting(None, help="side of the crops at evaluation; null: that of training", unit="pixels", ge=8)
+    size: int | None = setting(
+        None, help="side of the crops at evaluation; null: that of training", unit="pixels", ge=8
+    )
 
 
 @primitive("transform/views")

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from training.autovideo.budget import Budget
 from training.autovideo.document import Document
+from training.autovideo.engines import EngineConfig
 from training.autovideo.plan import learners, stage_values
 from training.autovideo.recognisers import Recogniser, RecogniserConfig
 from training.autovideo.use import Use
@@ -128,12 +130,26 @@ class SearchConfig(NetConfig, BaseSearchConfig):
     """Of what the engine draws; that of the trainings is the pipeline's."""
     space: dict[str, Any]
     """What may be tried (`space.py`)."""
-    budget: dict[str, float]
-    """`trials` and `seconds`, one or both: no trial starts when one of them is used up."""
+    budget: Budget
+    """No trial starts when it is used up."""
     objectives: tuple[str, ...] = Field(min_length=1)
-    """`top1` first; further ones (gmac, params) are made small: the front of them is shown, and tpe searches for it."""
+    """`metric` first, the accuracy on val; further ones (gmac, params) are made small, and tpe searches for the front."""
     engines: dict[str, dict[str, Any]]
-    """Settings of each engine, by name."""
+    """Settings of each engine, by name (`engines.py`)."""
+
+    @model_validator(mode="after")
+    def _known_engine(self) -> "SearchConfig":
+        self.engine_config()
+        return self
+
+    def engine_config(self) -> EngineConfig:
+        """Return the engine with its settings.
+
+        Raises:
+            ValueError: no such engine or setting.
+        """
+        adapter: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
+        return adapter.validate_python({"name": self.engine, **self.engines.get(self.engine, {})})
 
 
 class FoundConfig(TrainConfig):

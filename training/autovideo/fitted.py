@@ -1,13 +1,13 @@
 """A fitted pipeline: saved without pickle, checked by checksums, and ready to name what happens in a video.
 
-    pipeline.yaml        the document; resolved.yaml: the same with nothing left open
-    labels.json          class names, in index order
-    preprocessing.json   model → how clips are sampled, cropped and normalised
-    models/<step>/       model.safetensors and model.json of each learner
-    states/<step>/       what other steps learned (weights of an ensemble)
-    metrics.json         figures of the evaluators
-    card.md              for people
-    checksums.json       sha256 of every file above
+pipeline.yaml        the document; resolved.yaml: the same with nothing left open
+labels.json          class names, in index order
+preprocessing.json   model → how clips are sampled, cropped and normalised
+models/<step>/       model.safetensors and model.json of each learner
+states/<step>/       what other steps learned (weights of an ensemble)
+metrics.json         figures of the evaluators
+card.md              for people
+checksums.json       sha256 of every file above
 """
 
 import json
@@ -280,7 +280,9 @@ class FittedPipeline:
                 "compare the versions in resolved.yaml with `fovea primitives list`"
             )
         models = {path.name: path for path in sorted((folder / "models").iterdir())}
-        states = {path.name: path for path in sorted((folder / "states").iterdir())} if (folder / "states").is_dir() else {}
+        states = (
+            {path.name: path for path in sorted((folder / "states").iterdir())} if (folder / "states").is_dir() else {}
+        )
         metrics = json.loads((folder / "metrics.json").read_text())
         return cls(document, models, states, metrics, device=device)
 
@@ -294,7 +296,9 @@ def _checks(folder: Path) -> dict[str, Any]:
         raise SavedPipelineError(f"{folder}: format {checks.get('format')!r}, this version reads {FORMAT!r}")
     present = {item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file()} - {"checksums.json"}
     for name in sorted(present ^ set(checks["files"])):
-        raise SavedPipelineError(f"{folder}: {name} is {'not listed in checksums.json' if name in present else 'missing'}")
+        raise SavedPipelineError(
+            f"{folder}: {name} is {'not listed in checksums.json' if name in present else 'missing'}"
+        )
     for name, expected in checks["files"].items():
         if sha256_of(folder / name) != expected:
             raise SavedPipelineError(f"{folder}: {name} was changed after the pipeline was saved")

@@ -1,10 +1,10 @@
 """Pipelines as objects: from a document or a dict to a fitted pipeline that is saved, loaded and predicts.
 
-    from training.autovideo.pipeline import FittedPipeline, Pipeline
+from training.autovideo.pipeline import FittedPipeline, Pipeline
 
-    fitted = Pipeline.from_yaml("pipeline.yaml").fit()
-    fitted.save(Path("my_model"))
-    FittedPipeline.load(Path("my_model")).predict("clip.mp4")
+fitted = Pipeline.from_yaml("pipeline.yaml").fit()
+fitted.save(Path("my_model"))
+FittedPipeline.load(Path("my_model")).predict("clip.mp4")
 """
 
 import json
@@ -204,9 +204,7 @@ class Pipeline:
             where = f"step {name!r}"
             raise (error if where in str(error) else ConfigError(f"{where} ({bound.primitive.id}): {error}")) from error
         except Exception as error:
-            raise StepFailed(
-                f"step {name!r} ({bound.primitive.id}) failed: {type(error).__name__}: {error}"
-            ) from error
+            raise StepFailed(f"step {name!r} ({bound.primitive.id}) failed: {type(error).__name__}: {error}") from error
         if set(values) != set(bound.primitive.outputs):
             raise StepFailed(
                 f"step {name!r}: {bound.primitive.id} made {sorted(values)}, and declares {sorted(bound.primitive.outputs)}"
@@ -260,7 +258,9 @@ class Pipeline:
         values = self.to_dict()
         readers = [step for step in values["steps"] if step["use"].startswith("reader/")]
         if len(readers) != 1:
-            raise ConfigError(f"pipeline {self.document.name!r} has {len(readers)} readers: say in the document what they read")
+            raise ConfigError(
+                f"pipeline {self.document.name!r} has {len(readers)} readers: say in the document what they read"
+            )
         (reader,) = readers
         if reader["use"] == "reader/dataset":
             reader["with"] = {**reader.get("with", {}), "name": data}
@@ -325,4 +325,6 @@ def as_json_text(run: PipelineRun) -> str:
          "outputs": {name: str(value.port) for name, value in ran.values.items()}}
         for ran in run.steps.values()
     ]  # fmt: skip
-    return json.dumps({"name": run.document.name, "digest": run.document.digest(), "steps": rows, "metrics": run.metrics()})
+    return json.dumps(
+        {"name": run.document.name, "digest": run.document.digest(), "steps": rows, "metrics": run.metrics()}
+    )

@@ -43,7 +43,9 @@ def clips_of(checked: "Checked", step: str) -> Clips:
         return item.change(before)
     if item.kind in ("augment", "combine"):
         return before.then(Use(use=item.id, settings=item.config.model_dump(mode="json")))
-    raise ConfigError(f"step {step!r} ({item.id}) is between shards and learner, and is neither transform nor augmenter")
+    raise ConfigError(
+        f"step {step!r} ({item.id}) is between shards and learner, and is neither transform nor augmenter"
+    )
 
 
 def stage_values(document: "Document", step: str | None = None, *, num_train: int | None = None) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """Scores of a model on splits of its data, kept by what they depend on, so that several evaluators share one pass."""
 
 from collections.abc import Sequence
-
 from pathlib import Path
 from typing import Any
 
 from data_specs.schema import digest
-from training.autovideo.values import Clips, Context, Model, Predictions, Shards
+from training.autovideo.values import Clips, Context, Model, Predictions
 from training.core.config import ConfigError, DataConfig, validate
 
 
@@ -38,7 +37,9 @@ def predict(
     if shards.classes != model_classes(model.folder):
         raise ConfigError(f"step {context.step!r}: the model's classes are not those of {shards.dataset}")
     if missing := [split for split in splits if split not in shards.fingerprints]:
-        raise ConfigError(f"step {context.step!r}: {shards.dataset} has no split {missing[0]!r}; it has {sorted(shards.fingerprints)}")
+        raise ConfigError(
+            f"step {context.step!r}: {shards.dataset} has no split {missing[0]!r}; it has {sorted(shards.fingerprints)}"
+        )
     loaded = load_model(model.folder)
     data = _data(loaded.data_config(), views)
     system = loaded.system
@@ -47,7 +48,9 @@ def predict(
     gmac = system.cost()["main"].gmac
     files: dict[str, Path] = {}
     for split in splits:
-        key = digest({"model": model.digest, "shards": shards.fingerprints[split], "data": data.model_dump(mode="json")})
+        key = digest(
+            {"model": model.digest, "shards": shards.fingerprints[split], "data": data.model_dump(mode="json")}
+        )
         files[split] = context.settings.root / "predictions" / f"{split}-{key[:16]}.npz"
         if not files[split].exists():
             at_once = data.model_copy(update={"decoder": loaded.decoder})
@@ -83,5 +86,3 @@ def _with_data(loaded: Any, data: DataConfig) -> Any:
     system = stage.build(StageInputs(config=config, classes=loaded.classes, upstream={}))
     system.load_state_dict(loaded.system.state_dict())
     return system.eval()
-
-

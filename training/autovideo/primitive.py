@@ -70,7 +70,9 @@ class PrimitiveConfig(Strict):
     """Base of the configs of primitives: frozen, unknown keys refused. Fields are declared by `setting`."""
 
 
-def setting(default: Any = PydanticUndefined, *, help: str, unit: str = "", search: Domain | None = None, **bounds: Any) -> Any:  # noqa: A002
+def setting(
+    default: Any = PydanticUndefined, *, help: str, unit: str = "", search: Domain | None = None, **bounds: Any
+) -> Any:
     """Declare a field of a config.
 
     Args:

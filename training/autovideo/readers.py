@@ -118,7 +118,9 @@ class DatasetReader(Primitive):
         """See `Primitive.produce`."""
         name = self.config.name or context.dataset
         if not name:
-            raise ConfigError(f"step {context.step!r}: reader/dataset needs a name here (`--dataset`, or `with: {{name: …}}`)")
+            raise ConfigError(
+                f"step {context.step!r}: reader/dataset needs a name here (`--dataset`, or `with: {{name: …}}`)"
+            )
         folder = context.project.shards / name
         if not (folder / "index.json").is_file():
             raise ConfigError(f"step {context.step!r}: {folder} has no shards: run `dvc repro shards@{name}` first")
@@ -455,7 +457,9 @@ class Webdataset(Primitive):
         done = subprocess.run(command, env=environment, cwd=place.root, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise ConfigError(f"step {context.step!r} ({self.id}): {' '.join(command[1:])} failed:\n" + "\n".join(said[-15:]))
+            raise ConfigError(
+                f"step {context.step!r} ({self.id}): {' '.join(command[1:])} failed:\n" + "\n".join(said[-15:])
+            )
         if command[2] == "flows.ingest":
             name = command[3]
             mark = place.work / "ingested" / f"{name}.json"

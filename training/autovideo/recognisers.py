@@ -32,7 +32,9 @@ class RecogniserConfig(PrimitiveConfig):
 
     steps: int | None = setting(None, help="optimizer steps of the training; this or epochs", unit="steps", ge=1)
     epochs: float | None = setting(None, help="passes over the training videos; this or steps", unit="epochs", gt=0)
-    batch_size: int = setting(16, help="clips per optimizer step, over all workers and micro-batches", search=choice(8, 16, 32), ge=1)
+    batch_size: int = setting(
+        16, help="clips per optimizer step, over all workers and micro-batches", search=choice(8, 16, 32), ge=1
+    )
     accumulate: int = setting(1, help="micro-batches per optimizer step", ge=1)
     optimiser: Literal["sgd", "adam", "adamw"] = setting("sgd", help="optimizer", search=choice("sgd", "adamw"))
     lr: float = setting(0.01, help="learning rate at this batch size", search=floats(1e-4, 1e-1, log=True), gt=0)
@@ -128,7 +130,9 @@ class TSN(Recogniser):
 class TSMConfig(FrameNetConfig):
     """TSM."""
 
-    shift_div: int = setting(8, help="1/shift_div of the channels move one step each way", search=choice(4, 8, 16), ge=2)
+    shift_div: int = setting(
+        8, help="1/shift_div of the channels move one step each way", search=choice(4, 8, 16), ge=2
+    )
     temporal_pool: bool = setting(False, help="halve the number of frames after the first stage")
 
 

@@ -8,13 +8,14 @@ from typing import Any
 from data_specs.schema import digest
 from infra.locks import stage_lock
 from infra.settings import Settings
+from training.autovideo.budget import Budget
 from training.autovideo.config import SearchConfig, TrainConfig
 from training.autovideo.document import Document
 from training.autovideo.pipeline import Executor, Pipeline, workspace_settings
-from training.autovideo.plan import STAGE, only_learner
-from training.autovideo.search import Budget, Compiled, PipelineSearch, check_fingerprints
+from training.autovideo.plan import only_learner
+from training.autovideo.search import Compiled, PipelineSearch, check_fingerprints
 from training.autovideo.shard_sets import num_samples, open_shards
-from training.autovideo.space import build_space, parse_space
+from training.autovideo.space import build_space
 from training.autovideo.training import counted, link, write_params
 from training.autovideo.values import Clips, Shards
 from training.core.config import ConfigError, validate
@@ -30,18 +31,18 @@ def make_search(config: SearchConfig, num_classes: int, shards: Path | None) -> 
     """
     if shards is not None:
         prints = open_shards(shards, shards.name).fingerprints
-        check_fingerprints(prints.get("train"), prints.get("val"), prints.get("test"))
-    space = build_space(parse_space(config.space, "autovideo_search.space"), config.document)
+        if missing := [split for split in ("train", "val") if split not in prints]:
+            raise ConfigError(f"{shards} has no split {missing[0]!r}: a search trains on train and compares on val")
+        check_fingerprints(prints["train"], prints["val"], prints.get("test"))
+    only_learner(Document.from_dict(config.document))
     return PipelineSearch(
-        base=config.document,
-        space=space,
-        engine=config.engine,
-        options=config.engines.get(config.engine, {}),
-        compile=Compiler(num_classes),
-        stage=STAGE,
-        budget=Budget(**config.budget),
+        build_space(config.space, config.document, "autovideo_search.space"),
+        config.document,
+        Compiler(num_classes),
+        config.engine_config(),
+        config.seed,
+        config.budget,
         objectives=config.objectives,
-        seed=config.seed,
     )
 
 
@@ -93,7 +94,7 @@ class AutoVideoSearch:
         space: a space document as plain values.
         budget: trials, seconds, or both.
         engine: random, tpe, evolution or grid.
-        objectives: top1 first, then what shall be small.
+        objectives: `metric`, the accuracy on val, and then what shall be small: gmac, params.
         seed: of the engine.
         longer: factor of the steps with which the winner is trained.
         stopping: successive halving, `{grace_steps, reduction_factor}`; the recipe must then evaluate in between.
@@ -103,18 +104,18 @@ class AutoVideoSearch:
         self,
         pipeline: Pipeline,
         space: Mapping[str, Any],
-        budget: Mapping[str, float],
+        budget: Budget,
         *,
         engine: str = "tpe",
-        objectives: tuple[str, ...] = ("top1", "gmac"),
+        objectives: tuple[str, ...] = ("metric", "gmac"),
         seed: int = 0,
         longer: float = 1.0,
         stopping: Mapping[str, Any] | None = None,
     ) -> None:
-        self.pipeline, self.space, self.budget, self.engine = pipeline, dict(space), dict(budget), engine
+        self.pipeline, self.space, self.budget, self.engine = pipeline, dict(space), budget, engine
         self.objectives, self.seed, self.longer = objectives, seed, longer
         self.stopping = None if stopping is None else dict(stopping)
-        build_space(parse_space(self.space, "space"), pipeline.to_dict())  # what is wrong with it is said before anything runs
+        build_space(self.space, pipeline.to_dict())  # what is wrong with it is said before anything runs
 
     def run(
         self,
@@ -179,7 +180,7 @@ class AutoVideoSearch:
         search = {
             "pipeline": "base",
             "space": self.space,
-            "budget": self.budget,
+            "budget": self.budget.model_dump(exclude_none=True),
             "objectives": list(self.objectives),
             "engines": {self.engine: {}},
             "stopping": self.stopping,

@@ -17,7 +17,7 @@ from training.autovideo.augmentation import Augmentation
 from training.autovideo.config import NetConfig
 from training.autovideo.recognisers import Recogniser, RecogniserConfig
 from training.core.config import ConfigError, OptimConfig
-from training.core.cost import count_macs, count_params, meta_copy
+from training.core.cost import count_macs, count_params
 from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepOutput, System
 from training.core.transforms import MEAN_STD, ClipTransform
 from training.core.views import VIEWS_AT_ONCE, split_views

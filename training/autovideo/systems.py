@@ -49,7 +49,9 @@ class SystemLearner(Primitive):
             raise ConfigError(f"step {context.step!r}: {self.family} has no stage {name!r}")
         sections, lists = self._params(context)
         link_shards(context, shards)
-        write_params(context.settings.root, shards.dataset, lists={**lists, self.family: [shards.dataset]}, sections=sections)
+        write_params(
+            context.settings.root, shards.dataset, lists={**lists, self.family: [shards.dataset]}, sections=sections
+        )
         wanted = StageRef(name, shards.dataset, tuple(self.config.items))
         instances = stages[name].instances(shards.dataset, context.settings.root)
         if not self.config.items and len(instances) == 1:
@@ -71,7 +73,9 @@ class SystemLearner(Primitive):
         model: Model | None = None
         for ref in order:
             if stages[ref.stage].kind != "fit":
-                raise ConfigError(f"step {context.step!r}: {wanted} needs {ref}, which trains nothing: run it by `fovea`")
+                raise ConfigError(
+                    f"step {context.step!r}: {wanted} needs {ref}, which trains nothing: run it by `fovea`"
+                )
             model = run(ref, shards, context)
         assert model is not None
         return model
@@ -85,7 +89,9 @@ class SystemLearner(Primitive):
         sections: dict[str, Any] = parse_yaml(template.read_text())
         for name, values in self.config.settings.items():
             if name not in sections:
-                raise ConfigError(f"step {context.step!r}: settings: {self.family} has no section {name!r}: {list(sections)}")
+                raise ConfigError(
+                    f"step {context.step!r}: settings: {self.family} has no section {name!r}: {list(sections)}"
+                )
             sections[name] = merged(sections[name], values)
         given = root / "params.yaml"
         everything = parse_yaml(given.read_text()) if given.is_file() else {}

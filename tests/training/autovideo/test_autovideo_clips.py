@@ -24,7 +24,12 @@ def values(*middle, **settings):
 
 def test_decoder_alone_gives_a_whole_data_block():
     data = validate(DataConfig, values(frames=4, size=64)["data"], "test")
-    assert (data.num_frames, data.sampling, data.transform.size, data.transform.eval_short_side) == (4, "segments", 64, 74)
+    assert (data.num_frames, data.sampling, data.transform.size, data.transform.eval_short_side) == (
+        4,
+        "segments",
+        64,
+        74,
+    )
     assert data.transform.train_crop == "center"
     assert not data.transform.flip
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +15,6 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 File = Annotated[Path, typer.Argument(help="Pipeline document, YAML.")]
 Dataset = Annotated[str, typer.Option(help="Data set that `reader/dataset` reads where it names none.")]
 Executor = Annotated[str, typer.Option(help="`local` trains in this process, `ray` through Ray.")]
-
-_SPAN = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>trials?|s|min|m|h)")
-_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def _talk() -> None:
@@ -68,35 +64,19 @@ def run(
     print(f"workspace: {done.workspace}" + (f"; saved: {save}" if save else ""))
 
 
-def parse_budget(text: str) -> dict[str, float]:
-    """Return a budget of `20m`, `4h`, `90s`, `30trials`, or several joined by commas.
-
-    Raises:
-        ConfigError: something else.
-    """
-    budget: dict[str, float] = {}
-    for part in text.split(","):
-        match = _SPAN.fullmatch(part.strip())
-        if match is None or float(match["number"]) <= 0:
-            raise ConfigError(f"--budget {text!r}: write 20m, 4h, 90s or 30trials, or several with commas between")
-        number, unit = float(match["number"]), match["unit"]
-        if unit.startswith("trial"):
-            budget["trials"] = float(int(number))
-        else:
-            budget["seconds"] = number * _SECONDS[unit]
-    return budget
-
-
 def search(
     file: File,
     space: Annotated[Path, typer.Option(help="Space document, YAML: what may be tried.")],
-    budget: Annotated[str, typer.Option(help="20m, 4h, 30trials, or several joined by commas.")],
+    budget: Annotated[str, typer.Option(help="20m, 4h, 30trials, 4gpuh, or several joined by commas.")],
     engine: Annotated[str, typer.Option(help="random, tpe, evolution or grid.")] = "tpe",
     objective: Annotated[str, typer.Option(help="top1, then what shall be small: gmac, params.")] = "top1,gmac",
     seed: Annotated[int, typer.Option(help="Of what the engine draws.")] = 0,
     longer: Annotated[float, typer.Option(help="Steps of the winner's own training, as a factor of a trial's.")] = 1.0,
-    grace_steps: Annotated[int | None, typer.Option(help="Stop poor trials early: first rung, in steps (ASHA).")] = None,
+    grace_steps: Annotated[
+        int | None, typer.Option(help="Stop poor trials early: first rung, in steps (ASHA).")
+    ] = None,
     reduction: Annotated[float, typer.Option(help="Of ASHA: at a rung the best 1/n go on.")] = 3.0,
+    gpus: Annotated[int | None, typer.Option(help="Processes that hold a GPU, for a budget in gpuh.")] = None,
     dataset: Dataset = "",
     executor: Executor = "local",
     resume: Annotated[
@@ -106,6 +86,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search over whole pipelines; the winner is trained once more, evaluated once on test, and registered."""
+    from training.autovideo.budget import parse_budget
     from training.autovideo.pipeline import Pipeline
     from training.autovideo.searching import AutoVideoSearch
 
@@ -121,9 +102,9 @@ def search(
     found = AutoVideoSearch(
         pipeline,
         parse_yaml(space.read_text()),
-        parse_budget(budget),
+        parse_budget(budget, gpus, "--budget"),
         engine=engine,
-        objectives=tuple(objective.split(",")),
+        objectives=tuple("metric" if name == "top1" else name for name in objective.split(",")),
         seed=seed,
         longer=longer,
         stopping=stopping,
@@ -134,7 +115,9 @@ def search(
                           "model": str(found.model), "version": found.version, "leaderboard": board}))  # fmt: skip
         return
     _print_board(board)
-    print(f"winner on test, {found.metrics.get('test/num_evaluated', 0):.0f} videos: top-1 {found.metrics['test/top1']:.3f}")
+    print(
+        f"winner on test, {found.metrics.get('test/num_evaluated', 0):.0f} videos: top-1 {found.metrics['test/top1']:.3f}"
+    )
     print(f"model: {found.model}" + (f", registered as {found.version}" if found.version else ""))
     print(f"page: {found.page}")
 
@@ -147,10 +130,16 @@ def _print_board(board: Any) -> None:
     shown = sorted(board["trials"], key=lambda trial: -(trial["value"] if trial["value"] is not None else -1.0))
     for place, trial in enumerate(shown[:15], start=1):
         value = "" if trial["value"] is None else f"{trial['value']:.3f}"
-        choices = ", ".join(f"{name}={_short(item)}" for name, item in trial["choices"].items() if item is not None)
-        mark = ("*" if trial["name"] == board["winner"] else "") + ("front" if trial["front"] else "")
+        choices = ", ".join(f"{name}={_short(item)}" for name, item in trial["flat"].items() if item is not None)
+        mark = ("*" if trial["winner"] else "") + ("front" if trial["front"] else "")
         table.add_row(
-            f"{place} {mark}", trial["name"], value, f"{trial['gmac']:.3g}", f"{trial['params']:,.0f}", trial["status"], choices
+            f"{place} {mark}",
+            trial["name"],
+            value,
+            f"{trial['gmac']:.3g}",
+            f"{trial['params']:,.0f}",
+            trial["status"],
+            choices,
         )
     Console().print(table)
     if board["refused"]:
