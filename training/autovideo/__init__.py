@@ -1,0 +1,1 @@
+"""Pipelines of primitives that learn to recognise videos."""
