@@ -25,6 +25,7 @@ MODULES = (
     "training.autovideo.augmenters_geometry",
     "training.autovideo.augmenters_filter",
     "training.autovideo.augmenters_noise",
+    "training.autovideo.augmenters_weather",
     "training.autovideo.augmenters_time",
     "training.autovideo.augmenters_mix",
     "training.autovideo.combiners",
