@@ -10,7 +10,6 @@ import math
 
 import torch
 from kornia.filters import filter2d
-from kornia.geometry.transform import remap
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -103,7 +102,11 @@ def sampled(video_BCTHW: Tensor, x_BHW: Tensor, y_BHW: Tensor, fill_B: Tensor | 
     """
     border = "reflection" if fill_B is None else "zeros"
     shift = 0 if fill_B is None else fill_B[:, None, None, None]
-    moved = remap(planes(video_BCTHW) - shift, x_BHW, y_BHW, mode=mode, padding_mode=border, align_corners=True)
+    height, width = video_BCTHW.shape[-2:]
+    # kornia's `remap` does the same, but makes a tensor of the size on the host, for which the device is waited for.
+    grid_BHW2 = torch.stack([2 * x_BHW / max(width - 1, 1) - 1, 2 * y_BHW / max(height - 1, 1) - 1], dim=-1)
+    flat = planes(video_BCTHW) - shift
+    moved = F.grid_sample(flat, grid_BHW2.to(flat.dtype), mode=mode, padding_mode=border, align_corners=True)
     return (moved + shift).view_as(video_BCTHW)
 
 
