@@ -206,7 +206,8 @@ class _Target:
                 by_type.setdefault(offers[fitting[0]], []).append(Reference(Reference.parse(text).step, fitting[0]))
         filled: dict[str, list[Reference]] = {}
         for kind, found in by_type.items():
-            self._say_twice(found, "")
+            if self._say_twice(found, ""):
+                continue
             inputs = {name: item for name, item in primitive.inputs.items() if item.port == kind} if primitive else {}
             filled |= self._in_order(kind, inputs, found)
         return filled
@@ -278,10 +279,11 @@ class _Target:
         self._fail(f"edge {sources} -> {self._node.id}: ambiguous: {self._node} takes {kind} as {', '.join(names)}; "
                    f"name the inputs, `{example}`")  # fmt: skip
 
-    def _say_twice(self, found: Sequence[Reference], name: str) -> None:
-        for reference in dict.fromkeys(found):
-            if found.count(reference) > 1:
-                self._fail(f"edge {reference} -> {self._node.id}{'.' if name else ''}{name}: stands there twice")
+    def _say_twice(self, found: Sequence[Reference], name: str) -> bool:
+        twice = [reference for reference in dict.fromkeys(found) if found.count(reference) > 1]
+        for reference in twice:
+            self._fail(f"edge {reference} -> {self._node.id}{'.' if name else ''}{name}: stands there twice")
+        return bool(twice)
 
 
 def _no_output(source: Node, port: str) -> str:
