@@ -1,20 +1,21 @@
-"""`fovea pipeline …` and `fovea primitives …` as processes: what they print, their exit codes, what they import."""
+"""`fovea pipeline …` and `fovea primitives …`: what they print, their exit codes, and as processes what they import."""
 
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from training.autovideo.commands import pipeline, primitives
 from training.autovideo.plain import read_yaml, write_yaml
+from training.core.config import ConfigError
 
 FOLDER = Path(__file__).parent
-
-Fovea = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CODE = """
 import sys
@@ -27,7 +28,7 @@ from infra.cli import main
 try:
     main()
 finally:
-    names = {name.split(".")[0] for name in sys.modules} | {name for name in sys.modules if name.startswith("training.")}
+    names = {name if name.startswith("training.") else name.split(".")[0] for name in sys.modules}
     print("MODULES", *sorted(names), file=sys.stderr)
 """
 
@@ -35,6 +36,12 @@ finally:
 def fovea(*arguments: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", CODE, str(FOLDER), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def here(*arguments: object) -> Result:
+    """Run a command in this process, on the test's catalogue."""
+    app = {"pipeline": pipeline.app, "primitives": primitives.app}[str(arguments[0])]
+    return CliRunner().invoke(app, [str(item) for item in arguments[1:]])
 
 
 def said(result: "subprocess.CompletedProcess[str]") -> str:
@@ -78,20 +85,21 @@ def test_lists_are_light_and_know_no_family() -> None:
     )
 
 
+@pytest.mark.usefixtures("small")
 def test_list_of_a_kind() -> None:
-    result = fovea("primitives", "list", "--kind", "augment", "--json")
-    rows = json.loads(result.stdout)
+    rows = json.loads(here("primitives", "list", "--kind", "augment", "--json").stdout)
     assert [row["id"] for row in rows] == ["augment/small_clock", "augment/small_flip"]
     assert rows[1]["inputs"] == {"clips": {"port": "Clip", "optional": False, "several": False}}
     assert rows[1]["package"] == "small_primitives"
-    other = fovea("primitives", "list", "--kind", "augmnt")
-    assert other.returncode == 1
-    assert said(other).startswith("error: no kind is called 'augmnt'; did you mean 'augment'?")
+    other = here("primitives", "list", "--kind", "augmnt")
+    assert isinstance(other.exception, ConfigError)
+    assert str(other.exception).startswith("no kind is called 'augmnt'; did you mean 'augment'?")
 
 
+@pytest.mark.usefixtures("small")
 def test_show() -> None:
-    result = fovea("primitives", "show", "decoder/small")
-    assert result.returncode == 0
+    result = here("primitives", "show", "decoder/small")
+    assert result.exit_code == 0
     assert result.stdout.startswith("decoder/small, version 1: decoder, pure, of small_primitives\n")
     assert re.search(r"^in: +shards: Shards$", result.stdout, re.M)
     line = r"^  frames +int +8 +≥ 1, ≤ 64 +frames +4 … 16 step 4 +Frames per clip\.$"
@@ -100,16 +108,15 @@ def test_show() -> None:
     assert "  - {id: clip, use: decoder/small, in: shards, with: {frames: 8}}" in result.stdout
 
 
+@pytest.mark.usefixtures("small")
 def test_show_makes_an_example_and_shows_the_schema() -> None:
-    found = json.loads(fovea("primitives", "show", "recognition/small", "--json").stdout)
+    found = json.loads(here("primitives", "show", "recognition/small", "--json").stdout)
     assert found["example"] == "{id: small, use: recognition/small, in: {clips: <Clip>}, with: {width: 8}}"
     assert found["schema"]["properties"]["width"]["minimum"] == 1
     assert found["config"]["lr"]["default"] == {"head": 0.1}
     assert found["config"]["width"]["required"] is True
-    other = fovea("primitives", "show", "recognition/smal")
-    assert (other.returncode, other.stdout) == (1, "")
-    assert "no primitive is called 'recognition/smal'; did you mean 'recognition/small'" in said(other)
-    assert "Traceback" not in other.stderr
+    inside = json.loads(here("primitives", "show", "combine/small_some_of", "--json").stdout)
+    assert inside["example"].endswith("with: {of: [{use: <primitive>}]}}")
 
 
 def test_validate(good: Path, wrong: Path, tmp_path: Path) -> None:
@@ -129,46 +136,62 @@ def test_validate(good: Path, wrong: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("small")
 def test_validate_as_json_and_with_warnings(good: Path, wrong: Path) -> None:
     good.write_text(good.read_text().replace("[net.model, eval.metrics]", "[net.model]"))
-    result = fovea("pipeline", "validate", "--json", good, wrong)
-    assert result.returncode == 1
+    result = here("pipeline", "validate", "--json", good, wrong)
+    assert result.exit_code == 1
     rows = json.loads(result.stdout)
     assert [row["valid"] for row in rows] == [True, False]
     assert rows[0]["warnings"] == [f"{good}: step eval: no output needs it"]
     assert len(rows[0]["digest"]) == 64
     assert rows[1]["digest"] is None
     assert len(rows[1]["problems"]) == 2
-    assert said(fovea("pipeline", "validate", good)) == f"warning: {good}: step eval: no output needs it\n"
+    alone = here("pipeline", "validate", good)
+    assert (alone.exit_code, alone.stderr) == (0, f"warning: {good}: step eval: no output needs it\n")
 
 
+@pytest.mark.usefixtures("small")
 def test_graph_explain_diff_resolve(good: Path, tmp_path: Path) -> None:
-    assert fovea("pipeline", "graph", good, "--format", "mermaid").stdout.startswith("flowchart LR\n")
-    assert fovea("pipeline", "graph", good, "--format", "svg").returncode == 2
-    assert re.search(r"^net +recognition/small", fovea("pipeline", "explain", good).stdout, re.M)
-    assert json.loads(fovea("pipeline", "explain", good, "--json").stdout)["steps"][0]["id"] == "data"
-    resolved = fovea("pipeline", "resolve", good).stdout
+    assert here("pipeline", "graph", good, "--format", "mermaid").stdout.startswith("flowchart LR\n")
+    assert here("pipeline", "graph", good, "--format", "svg").exit_code == 2
+    assert re.search(r"^net +recognition/small", here("pipeline", "explain", good).stdout, re.M)
+    assert json.loads(here("pipeline", "explain", good, "--json").stdout)["steps"][0]["id"] == "data"
+    resolved = here("pipeline", "resolve", good).stdout
     assert read_yaml(resolved, "x")["steps"][0]["version"] == 3
     other = tmp_path / "other.yaml"
     other.write_text(resolved)
-    assert fovea("pipeline", "diff", good, other).stdout.startswith("both compute the same")
+    assert here("pipeline", "diff", good, other).stdout.startswith("both compute the same")
     other.write_text(resolved.replace("width: 16", "width: 8"))
-    assert "step net: with.width: 16 -> 8\n" in fovea("pipeline", "diff", good, other).stdout
-    assert list(json.loads(fovea("pipeline", "diff", good, other, "--json").stdout)["changed"]) == ["net"]
+    assert "step net: with.width: 16 -> 8\n" in here("pipeline", "diff", good, other).stdout
+    assert list(json.loads(here("pipeline", "diff", good, other, "--json").stdout)["changed"]) == ["net"]
 
 
-def test_errors_of_users_are_one_message(wrong: Path) -> None:
-    for command in ("graph", "explain", "resolve"):
-        result = fovea("pipeline", command, wrong)
-        assert (result.returncode, result.stdout) == (1, "")
-        assert said(result).startswith(f"error: {wrong}: step clip")
-        assert "Traceback" not in result.stderr
+@pytest.mark.parametrize("arguments", [("pipeline", "explain"), ("primitives", "show")])
+def test_errors_of_users_are_one_message(wrong: Path, arguments: tuple[str, str]) -> None:
+    pipelines = arguments[0] == "pipeline"
+    result = fovea(*arguments, wrong if pipelines else "recognition/smal")
+    assert (result.returncode, result.stdout) == (1, "")
+    start = f"{wrong}: step clip" if pipelines else "no primitive is called 'recognition/smal'; did you mean"
+    assert said(result).startswith(f"error: {start}")
+    assert "Traceback" not in result.stderr
+
+
+OURS = """
+import sys, typer
+from training.core.program import run_program
+app = typer.Typer(pretty_exceptions_enable=False)
+@app.command()
+def f() -> None:
+    raise RuntimeError("ours")
+sys.argv = ["x"]
+run_program(app, "x")
+"""
 
 
 def test_errors_of_ours_keep_their_trace() -> None:
     """The control of the above: not every exception becomes a message."""
-    code = "import sys, typer\nfrom training.core.program import run_program\napp = typer.Typer(pretty_exceptions_enable=False)\n"
-    code += "@app.command()\ndef f() -> None:\n    raise RuntimeError('ours')\nsys.argv = ['x']\nrun_program(app, 'x')"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", OURS], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+    assert "RuntimeError: ours" in result.stderr

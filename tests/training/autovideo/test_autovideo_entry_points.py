@@ -4,9 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from training.autovideo import catalogue
+from training.core.config import ConfigError
 
 PACKAGE = Path(__file__).parent / "example_package"
 
@@ -59,6 +64,16 @@ def broken(folder: Path, name: str, value: str, code: str = "") -> Path:
     (info / "entry_points.txt").write_text(f"[fovea.primitives]\n{name} = {value}\n")
     (folder / f"{name}.py").write_text(code)
     return folder
+
+
+@pytest.fixture
+def site(small: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A folder on the path of this process, beside the small primitives."""
+    monkeypatch.setattr(catalogue, "GROUP", "fovea.primitives")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("bad", "first", "second"):
+        sys.modules.pop(name, None)
 
 
 def fovea(site: Path | None, *arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -128,27 +143,29 @@ class One(Primitive):
         ),
     ],
 )
-def test_a_broken_package_is_named(tmp_path: Path, value: str, code: str, parts: tuple[str, ...]) -> None:
-    result = fovea(broken(tmp_path, "bad", value, code), "primitives", "list")
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
+def test_a_broken_package_is_named(value: str, code: str, parts: tuple[str, ...], site: Path) -> None:
+    broken(site, "bad", value, code)
+    with pytest.raises(ConfigError) as caught:
+        catalogue.catalogue()
+    assert all(part in str(caught.value) for part in ("entry point 'bad'", value, *parts)), str(caught.value)
+
+
+def test_a_broken_package_ends_the_command(tmp_path: Path) -> None:
+    result = fovea(broken(tmp_path, "bad", "bad:Nothing"), "primitives", "list")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: entry point 'bad' = 'bad:Nothing'")
     assert "Traceback" not in result.stderr
-    assert all(part in result.stderr for part in ("entry point 'bad'", value, *parts)), result.stderr
 
 
-def test_the_same_package_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["bad", "bad:One"])
+def test_the_same_package_in_order(site: Path, value: str) -> None:
     """The control of the broken ones; also an entry point that names one class."""
-    for value in ("bad", "bad:One"):
-        result = fovea(broken(tmp_path / value, "bad", value, ONE.format(name="exporter/one")), "primitives", "list")
-        assert result.returncode == 0, result.stderr
-        assert "exporter/one" in result.stdout
+    broken(site, "bad", value, ONE.format(name="exporter/one"))
+    assert catalogue.catalogue()["exporter/one"].__module__ == "bad"
 
 
-def test_two_packages_with_one_name(tmp_path: Path) -> None:
+def test_two_packages_with_one_name(site: Path) -> None:
     for name in ("first", "second"):
-        broken(tmp_path, name, name, ONE.format(name="exporter/one"))
-    result = fovea(tmp_path, "primitives", "list")
-    assert result.returncode == 1
-    assert "two primitives are called 'exporter/one': first.One, and second.One" in result.stderr
-    assert "uninstall the package" in result.stderr
+        broken(site, name, name, ONE.format(name="exporter/one"))
+    with pytest.raises(ConfigError, match=r"'exporter/one': first\.One, and second\.One .* uninstall the package"):
+        catalogue.catalogue()

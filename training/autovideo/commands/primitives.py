@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from training.autovideo.catalogue import GROUP, catalogue, find
+from training.autovideo.domains import Choice, Domain
 from training.autovideo.explain import default, table
 from training.autovideo.plain import hint, one_line
 from training.autovideo.primitive import Kind, Primitive
@@ -58,13 +59,17 @@ def example_of(cls: type[Primitive]) -> str:
     required = {}
     for name, field in cls.Config.model_fields.items():
         if field.is_required():
-            domain = domains[name].model_dump() if name in domains else {}
-            required[name] = (
-                domain["values"][0] if "values" in domain else domain.get("low", f"<{_type(field.annotation)}>")
-            )
+            required[name] = _some_value(field.annotation, domains.get(name))
     if required:
         step["with"] = required
     return one_line(step)
+
+
+def _some_value(annotation: Any, domain: Domain | None) -> Any:
+    if domain is not None:
+        return domain.values[0] if isinstance(domain, Choice) else domain.low
+    name = _type(annotation)
+    return [{"use": "<primitive>"}] if re.fullmatch(r"(tuple|list)\[Use\b.*\]", name) else f"<{name}>"
 
 
 def _type(annotation: Any) -> str:
