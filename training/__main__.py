@@ -13,6 +13,7 @@ from infra.environment import apply_defaults
 from infra.settings import Settings
 from infra.startup import tame_collector
 from training.core.config import ConfigError
+from training.core.program import run_program
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -158,16 +159,7 @@ def main() -> int:
     tame_collector()
     _add_registry_commands()
     _add_family_programs()
-    from infra.locks import StageLockedError
-    from training.core.checkpoint import CheckpointError
-    from training.core.failures import StageFailed
-
-    try:
-        app(prog_name="fovea", standalone_mode=True)
-    except (ConfigError, CheckpointError, StageFailed, StageLockedError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(app, "fovea")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def changed_settings(bound: Bound) -> dict[str, Any]:
 def default(field: FieldInfo) -> Any:
     """Return the default of a field that has one, as a plain value."""
     value = field.get_default(call_default_factory=True)
-    return TypeAdapter(field.annotation).dump_python(value, mode="json")
+    annotation: Any = field.annotation
+    return TypeAdapter(annotation).dump_python(value, mode="json")
 
 
 def cost_of(bound: Bound) -> dict[str, Any]:

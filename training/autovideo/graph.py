@@ -80,30 +80,39 @@ class Graph:
 
     def upstream(self, *steps: str) -> tuple[str, ...]:
         """Return these steps and all that they need, in the order of `order`."""
-        needed = set(steps)
-        for step in reversed(self.order()):
+        order, needs, needed = self.order(), self._needs(), set(steps)
+        for step in reversed(order):
             if step in needed:
-                needed |= {edge.source for edge in self.edges if edge.target == step}
-        return tuple(step for step in self.order() if step in needed)
+                needed |= needs[step]
+        return tuple(step for step in order if step in needed)
 
     def order(self) -> tuple[str, ...]:
         """Return the steps, each after those that it needs; otherwise as in the document."""
-        left = {step: {edge.source for edge in self.edges if edge.target == step} for step in self.steps}
-        done: list[str] = []
+        needs = self._needs()
+        done: dict[str, None] = {}
+        left = dict.fromkeys(self.steps)
         while left:
-            step = next(step for step, needs in left.items() if needs.issubset(done))
-            done.append(step)
-            del left[step]
+            step = next(step for step in left if needs[step] <= done.keys())
+            done[step] = left.pop(step)
         return tuple(done)
 
     def levels(self) -> tuple[tuple[str, ...], ...]:
         """Return groups of steps that can run side by side; each group needs only groups before it."""
+        needs = self._needs()
         depth: dict[str, int] = {}
         for step in self.order():
-            depth[step] = max((depth[edge.source] + 1 for edge in self.edges if edge.target == step), default=0)
-        return tuple(
-            tuple(step for step in self.steps if depth[step] == level) for level in range(max(depth.values()) + 1)
-        )
+            depth[step] = max((depth[source] + 1 for source in needs[step]), default=0)
+        groups: dict[int, list[str]] = {}
+        for step in self.steps:
+            groups.setdefault(depth[step], []).append(step)
+        return tuple(tuple(groups[level]) for level in sorted(groups))
+
+    def _needs(self) -> dict[str, set[str]]:
+        """Return the steps that each step takes something from."""
+        found: dict[str, set[str]] = {step: set() for step in self.steps}
+        for edge in self.edges:
+            found[edge.target].add(edge.source)
+        return found
 
     def unused(self) -> tuple[str, ...]:
         """Return steps that no output of the pipeline needs."""
@@ -206,7 +215,8 @@ class _Target:
                 by_type.setdefault(offers[fitting[0]], []).append(Reference(Reference.parse(text).step, fitting[0]))
         filled: dict[str, list[Reference]] = {}
         for kind, found in by_type.items():
-            self._say_twice(found, "")
+            if self._say_twice(found, ""):
+                continue
             inputs = {name: item for name, item in primitive.inputs.items() if item.port == kind} if primitive else {}
             filled |= self._in_order(kind, inputs, found)
         return filled
@@ -278,10 +288,11 @@ class _Target:
         self._fail(f"edge {sources} -> {self._node.id}: ambiguous: {self._node} takes {kind} as {', '.join(names)}; "
                    f"name the inputs, `{example}`")  # fmt: skip
 
-    def _say_twice(self, found: Sequence[Reference], name: str) -> None:
-        for reference in dict.fromkeys(found):
-            if found.count(reference) > 1:
-                self._fail(f"edge {reference} -> {self._node.id}{'.' if name else ''}{name}: stands there twice")
+    def _say_twice(self, found: Sequence[Reference], name: str) -> bool:
+        twice = [reference for reference in dict.fromkeys(found) if found.count(reference) > 1]
+        for reference in twice:
+            self._fail(f"edge {reference} -> {self._node.id}{'.' if name else ''}{name}: stands there twice")
+        return bool(twice)
 
 
 def _no_output(source: Node, port: str) -> str:

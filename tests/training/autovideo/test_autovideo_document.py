@@ -349,7 +349,7 @@ _pieces = st.lists(
 
 
 @given(value=st.dictionaries(_texts, _plain, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_yaml_is_read_back_equal(value: dict[str, Any]) -> None:
     assert read_yaml(write_yaml(value), "x") == plain(value, "x")
 
@@ -359,7 +359,7 @@ def test_yaml_is_read_back_equal(value: dict[str, Any]) -> None:
     p=st.floats(0, 1), depth=st.integers(0, 3), chain=st.integers(0, 3), seed=st.integers(0, 2**63 - 1),
     names=st.lists(_texts, max_size=3), lr=st.dictionaries(_texts, st.floats(-1e6, 1e6), max_size=3),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_yaml_and_resolving_keep_the_digest(
     v: str | int, pieces: list[str], frames: int, scale: float, p: float, depth: int, chain: int, seed: int,
     names: list[str], lr: dict[str, float],
