@@ -88,6 +88,7 @@ def test_the_file_answers_as_the_model_does(small, context):
     assert not list(context.work.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_takes_no_other(small, context):
     network = torch.export.load(export(small, context, batch=1) / "network.pt2").module()
     with torch.inference_mode():
@@ -96,8 +97,8 @@ def test_a_fixed_batch_takes_no_other(small, context):
             network(torch.zeros(2, 3, 4, 32, 32))
 
 
-def test_a_file_that_computes_something_else_is_refused(model):
-    network, shape = network_of(load_model(model.folder), "")
+def test_a_file_that_computes_something_else_is_refused(small):
+    network, shape = network_of(load_model(small.folder), "")
     inputs = examples(shape, None)
     assert check_equal(network, network, inputs, 1e-4) == 0.0
     with pytest.raises(ExportError, match="differ by"):
