@@ -52,6 +52,8 @@ class _Ensembler(Primitive):
             ConfigError: no split that all have, or settings that do not fit the members.
             FigureError: members with other samples, labels, classes or data.
         """
+        import numpy as np
+
         from data_specs.files import sha256_of
         from training.autovideo.prediction_files import paired
         from training.core.evaluate import Predictions as PredictionArrays
@@ -70,7 +72,7 @@ class _Ensembler(Primitive):
             scores = self.combined(state, stacked(runs, split, context), runs[0], context)
             extras = {"group": runs[0].extras["group"]} if "group" in runs[0].extras else {}
             if all("gmac" in run.extras for run in runs):
-                extras["gmac"] = sum(run.extras["gmac"] for run in runs)
+                extras["gmac"] = np.sum([run.extras["gmac"] for run in runs], axis=0)
             result = PredictionArrays(
                 runs[0].key, runs[0].label, scores.astype("float32"), arms={}, extras=extras, classes=runs[0].classes
             )
@@ -336,7 +338,7 @@ class Stacking(_FittedEnsembler):
         """Write `stack.safetensors` and `stack.json`."""
         from safetensors.numpy import save_file
 
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for name, rule in {"full": state.full, **{f"part{i}": rule for i, rule in enumerate(state.parts)}}.items():
             tensors |= {f"{name}.{field}": value for field, value in vars(rule).items()}
         save_file(tensors, folder / "stack.safetensors")

@@ -256,8 +256,8 @@ class PerClass(_Evaluator):
     """Recall, precision, F1 and support of each class.
 
     Table `per_class`: a row per class name; null where a figure has no meaning (no video of the class, or none called
-    so). Figures: `mean_class_accuracy`, `mean_class_precision` and `macro_f1`, means over the classes that have videos; one
-    that was never named counts with a precision of 0.
+    so). Figures: `mean_class_accuracy`, `mean_class_precision` and `macro_f1`, means over the classes that have videos;
+    one that was never named counts with a precision of 0.
     """
 
     example = "{id: eval, use: evaluator/per_class, in: [net, clip]}"

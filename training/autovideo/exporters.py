@@ -113,8 +113,8 @@ class Onnx(_Exporter):
         """Return `report`, the folder; see `_Exporter.produce`."""
         if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
             raise ConfigError(
-                f"step {context.step}: exporter/onnx needs {', '.join(missing)}, which {'are' if missing[1:] else 'is'} "
-                f"not installed: `pip install {' '.join(missing)}`; exporter/torch_export needs nothing more"
+                f"step {context.step}: exporter/onnx needs {', '.join(missing)}: `pip install {' '.join(missing)}`; "
+                "exporter/torch_export needs nothing more"
             )
         return super().produce(inputs, state, context)
 

@@ -91,7 +91,7 @@ class Scored:
     @property
     def absent(self) -> list[str]:
         """Names of the classes that no sample has."""
-        return [name for name, seen in zip(self.classes, self.hot.any(axis=0), strict=True) if not seen]
+        return [self.classes[k] for k in np.flatnonzero(self.hot.sum(axis=0) == 0)]
 
     def single(self, what: str) -> "Scored":
         """Return itself.

@@ -231,17 +231,25 @@ def _plain(value: Any) -> str:
 
 
 def _legend(board: Leaderboard) -> list[tuple[str, str]]:
-    entries = [(swatch("var(--two)", "diamond"), "winner")] if board.won else []
-    if any(trial.front for trial in board.trials):
-        entries += [(swatch("var(--one)"), "on the front"), (line_swatch("var(--soft)", True), "front")]
-    entries.append((swatch("var(--five)"), "beaten by another"))
-    if any(trial.scored and trial.status != "finished" for trial in board.trials):
+    drawn = [trial for trial in board.trials if trial.scored and trial.gmac]
+    front = [trial for trial in drawn if trial.front]
+    entries = [(swatch("var(--two)", "diamond"), "winner")] if board.won in drawn else []
+    if any(trial.name != board.winner for trial in front):
+        entries.append((swatch("var(--one)"), "on the front"))
+    if len(front) > 1:
+        entries.append((line_swatch("var(--soft)", True), "front"))
+    if any(not trial.front and trial.name != board.winner for trial in drawn):
+        entries.append((swatch("var(--five)"), "beaten by another" if front else "trial"))
+    if any(trial.status != "finished" for trial in drawn):
         entries.append((swatch("var(--five)", hollow=True), "not trained to the end"))
     return entries
 
 
 def _history_legend(board: Leaderboard) -> list[tuple[str, str]]:
-    entries = [(line_swatch("var(--one)"), "best finished so far"), (swatch("var(--five)"), "trial")]
+    entries = [(line_swatch("var(--one)"), "best finished so far")] if board.ranked else []
+    entries += [(swatch("var(--two)", "diamond"), "winner")] if board.won else []
+    if any(trial.scored and trial.name != board.winner for trial in board.trials):
+        entries.append((swatch("var(--five)"), "trial"))
     if any(not trial.scored for trial in board.trials):
         entries.append((swatch("var(--bad)", "cross"), "without a value"))
     return entries
