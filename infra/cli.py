@@ -36,7 +36,10 @@ COMMANDS: dict[str, Command] = {
     "lineage": Command("training.__main__", "where a registered model comes from"),
     "predict": Command("training.__main__", "classes of a video or of a folder of videos"),
     "stream": Command("training.movinet.live.cli", "answers while a video, URL or camera runs", strip=True),
-    "pipeline": Command("training.autovideo.commands.pipeline", "check, draw, explain, compare pipelines", strip=True),
+    "pipeline": Command(
+        "training.autovideo.commands.pipeline", "check, explain, compare and run pipelines", strip=True
+    ),
+    "search": Command("training.autovideo.commands.search", "search over whole pipelines under a budget", strip=True),
     "primitives": Command("training.autovideo.commands.primitives", "the steps that pipelines are made of", strip=True),
     "ui": Command("infra.ui", "MLflow's and Prefect's pages on this machine", strip=True),
 }

@@ -29,13 +29,13 @@ from training.autovideo.pipeline import PipelineRun
 from training.autovideo.predicting import predict as predict_splits
 from training.autovideo.shard_sets import open_shards
 from training.autovideo.values import Context, Model, Predictions, Value
-from training.core.checkpoint import model_digest, read_model_info, replace_folder
+from training.core.checkpoint import CheckpointError, model_digest, read_model_info, replace_folder
 from training.core.config import ConfigError
 
 FORMAT = "autovideo/v1"
 
 
-class SavedPipelineError(RuntimeError):
+class SavedPipelineError(CheckpointError):
     """A saved pipeline cannot be used; the message says which file and why."""
 
 

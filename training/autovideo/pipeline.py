@@ -26,6 +26,7 @@ from training.autovideo.records import read_values, value_digest, write_values
 from training.autovideo.resolve import step_key
 from training.autovideo.values import Context, Metrics, Predictions, Value
 from training.core.config import ConfigError
+from training.core.failures import StageFailed
 from training.core.stage import CODE_VERSION
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 Executor = Literal["local", "ray"]
 
 
-class StepFailed(RuntimeError):
+class StepFailed(StageFailed):
     """A step of a pipeline failed; the message names step, primitive and cause, `__cause__` is the original error."""
 
 
@@ -204,6 +205,7 @@ class Pipeline:
             where = f"step {name!r}"
             raise (error if where in str(error) else ConfigError(f"{where} ({bound.primitive.id}): {error}")) from error
         except Exception as error:
+            log.exception("step %s", name)
             raise StepFailed(f"step {name!r} ({bound.primitive.id}) failed: {type(error).__name__}: {error}") from error
         if set(values) != set(bound.primitive.outputs):
             raise StepFailed(
@@ -284,7 +286,7 @@ def _key(bound: Bound, inputs: Mapping[str, Any], seed: int) -> str | None:
     for port, value in inputs.items():
         several = value if isinstance(value, tuple) else (value,)
         digests[port] = digest([value_digest(item) for item in several])
-    return step_key(bound, digests, seed, code_version=CODE_VERSION["fit"])
+    return step_key(bound, digests, seed, code_version=str(CODE_VERSION["fit"]))
 
 
 def workspace_settings(project: Settings, workspace: Path, executor: Executor) -> Settings:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from training.autovideo import explain as explaining
+from training.autovideo.commands.shared import Dataset, Executor, Json, executor_of, talk
 from training.autovideo.document import Document, examine_file
 from training.core.program import run_program
 
@@ -20,7 +21,6 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(help="A pipeline document (YAML).")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 class Drawing(StrEnum):
@@ -84,6 +84,71 @@ def diff(
 def resolve(file: File) -> None:
     """Print a document with nothing left open: variables, defaults, inputs by name, versions."""
     print(Document.from_file(file).resolved().to_yaml(), end="")
+
+
+@app.command()
+def run(
+    file: File,
+    dataset: Dataset = "",
+    only: Annotated[str | None, typer.Option(help="Run no more than this step and what it needs.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of this pipeline left.")] = False,
+    executor: Executor = "local",
+    save: Annotated[Path | None, typer.Option(help="Write the fitted pipeline into this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a pipeline; steps whose result is known are not run again."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.autovideo.fitted import FittedPipeline
+    from training.autovideo.pipeline import Pipeline, as_json_text
+
+    talk()
+    pipeline = Pipeline.from_yaml(file)
+    done = pipeline.run(dataset=dataset, only=only, resume=not fresh, executor=executor_of(executor))
+    if save is not None:
+        FittedPipeline.of(done).save(save)
+    if as_json:
+        print(as_json_text(done))
+        return
+    table = Table("step", "primitive", "seconds", "outputs", title=f"pipeline {pipeline.document.name}")
+    steps = pipeline.document.checked().steps
+    for ran in done.steps.values():
+        outputs = ", ".join(f"{name} ({value.port})" for name, value in ran.values.items())
+        table.add_row(ran.step, steps[ran.step].primitive.id, "known" if ran.cached else f"{ran.seconds:.1f}", outputs)
+    Console().print(table)
+    for name, value in sorted(done.metrics().items()):
+        print(f"{name:<32} {value:.4g}")
+    print(f"workspace: {done.workspace}" + (f"; saved: {save}" if save else ""))
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="A saved pipeline (`fovea pipeline run --save`).")],
+    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
+    top: Annotated[int, typer.Option(help="Classes to name.")] = 5,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Name what happens in videos; exit code 1 if one of them cannot be read."""
+    from training.autovideo.fitted import FittedPipeline
+    from training.core.prediction import videos_of
+
+    fitted = FittedPipeline.load(folder, device)
+    failed = False
+    for video in [item for path in videos for item in videos_of(path)]:
+        try:
+            answer = fitted.predict(video, top)
+        except Exception as error:
+            failed = True
+            print(f"{video}: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        if as_json:
+            print(json.dumps({"video": answer.video, "classes": answer.classes, "scores": answer.scores}))
+        else:
+            pairs = zip(answer.classes, answer.scores, strict=True)
+            print(f"{video}: " + ", ".join(f"{name} {score:.3f}" for name, score in pairs))
+    raise typer.Exit(1 if failed else 0)
 
 
 def main() -> int:

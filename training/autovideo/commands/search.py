@@ -1,69 +1,23 @@
-"""`fovea pipeline run` and `fovea search`."""
+"""`fovea search`: a search over whole pipelines, under a budget."""
 
 import json
-import logging
-import sys
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from infra.settings import Settings
+from training.autovideo.commands.shared import Dataset, Executor, Json, executor_of, talk
 from training.core.config import ConfigError, parse_yaml
+from training.core.program import run_program
 
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-File = Annotated[Path, typer.Argument(help="Pipeline document, YAML.")]
-Dataset = Annotated[str, typer.Option(help="Data set that `reader/dataset` reads where it names none.")]
-Executor = Annotated[str, typer.Option(help="`local` trains in this process, `ray` through Ray.")]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-def _talk() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("alembic", "mlflow", "ray"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+File = Annotated[Path, typer.Argument(help="The pipeline that the search begins with (YAML).")]
 
 
-def _executor(name: str) -> Any:
-    if name not in ("local", "ray"):
-        raise ConfigError(f"--executor must be local or ray, got {name!r}")
-    return name
-
-
-def run(
-    file: File,
-    dataset: Dataset = "",
-    only: Annotated[str | None, typer.Option(help="Run no more than this step and what it needs.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of this pipeline left.")] = False,
-    executor: Executor = "local",
-    save: Annotated[Path | None, typer.Option(help="Write the fitted pipeline into this folder.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Run a pipeline; steps whose result is known are not run again."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from training.autovideo.fitted import FittedPipeline
-    from training.autovideo.pipeline import Pipeline, as_json_text
-
-    _talk()
-    pipeline = Pipeline.from_yaml(file)
-    done = pipeline.run(dataset=dataset, only=only, resume=not fresh, executor=_executor(executor))
-    if save is not None:
-        FittedPipeline.of(done).save(save)
-    if as_json:
-        print(as_json_text(done))
-        return
-    table = Table("step", "primitive", "seconds", "outputs", title=f"pipeline {pipeline.document.name}")
-    steps = pipeline.document.checked().steps
-    for ran in done.steps.values():
-        outputs = ", ".join(f"{name} ({value.port})" for name, value in ran.values.items())
-        table.add_row(ran.step, steps[ran.step].primitive.id, "known" if ran.cached else f"{ran.seconds:.1f}", outputs)
-    Console().print(table)
-    for name, value in sorted(done.metrics().items()):
-        print(f"{name:<32} {value:.4g}")
-    print(f"workspace: {done.workspace}" + (f"; saved: {save}" if save else ""))
-
-
+@app.command()
 def search(
     file: File,
     space: Annotated[Path, typer.Option(help="Space document, YAML: what may be tried.")],
@@ -90,13 +44,11 @@ def search(
     from training.autovideo.pipeline import Pipeline
     from training.autovideo.searching import AutoVideoSearch
 
-    _talk()
+    talk()
     if not space.is_file():
         raise ConfigError(f"{space} does not exist")
     pipeline = Pipeline.from_yaml(file)
     if not resume:
-        import shutil
-
         shutil.rmtree(Settings().root / "pipelines" / pipeline.document.name, ignore_errors=True)
     stopping = None if grace_steps is None else {"grace_steps": grace_steps, "reduction_factor": reduction}
     found = AutoVideoSearch(
@@ -108,7 +60,7 @@ def search(
         seed=seed,
         longer=longer,
         stopping=stopping,
-    ).run(dataset=dataset, executor=_executor(executor), register=register)
+    ).run(dataset=dataset, executor=executor_of(executor), register=register)
     board = found.leaderboard
     if as_json:
         print(json.dumps({"winner": found.winner.to_dict(), "metrics": dict(found.metrics), "page": str(found.page),
@@ -148,3 +100,8 @@ def _print_board(board: Any) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main() -> int:
+    """Run the command line and return the exit code."""
+    return run_program(app, "fovea search")
