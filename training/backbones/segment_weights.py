@@ -126,11 +126,14 @@ def _check(names: _Names, network: "SegmentNet") -> None:
     """Refuse a file of a net with another shift or temporal pool."""
     if names.shifted != network.shifted:
         differing = sorted(names.shifted ^ network.shifted)
-        raise ValueError(
+        known = f"{', '.join(differing[:SHOWN])}{', …' * (len(differing) > SHOWN)}"
+        message = (
             f"the file is of a net with temporal shift in {len(names.shifted)} blocks, this one has it in "
-            f"{len(network.shifted)} (they differ in {', '.join(differing[:SHOWN])}"
-            f"{', …' * (len(differing) > SHOWN)}); build the network with shift={bool(names.shifted)}"
+            f"{len(network.shifted)} (they differ in {known})"
         )
+        if not (names.shifted and network.shifted):
+            message += f"; build the network with shift={bool(names.shifted)}"
+        raise ValueError(message)
     if names.shifted and network.causal:
         raise ValueError("the file is of a net that shifts in both directions, this one is causal")
     if names.pooled != network.temporal_pool:
