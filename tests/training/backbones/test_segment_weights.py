@@ -233,6 +233,18 @@ def test_mobilenet_for_streams():
             load_weights(other, theirs, convert=LAYOUTS["mit_online"])
 
 
+def test_a_member_that_no_block_has_is_refused():
+    net = build("mobilenetv2")
+    for layout, name in (
+        ("mmaction2", "backbone.layer1.0.conv.2.conv.weight"),
+        ("mit", "base_model.features.1.conv.6.w"),
+    ):
+        theirs, _ = public_state(net, mobilenet_names(layout), HEADS[layout])
+        theirs[name] = torch.zeros(3)
+        with pytest.raises(WeightError, match=rf"unexpected +1\n +{name}"):
+            load_weights(net, theirs, convert=LAYOUTS[layout])
+
+
 def test_a_file_of_another_backbone_is_refused():
     net = build("resnet18")
     theirs, _ = public_state(net, names_of("resnet18", "mmaction2", False), HEADS["mmaction2"])
