@@ -38,8 +38,8 @@ def _mobilenet_index(layer: int, position: int) -> int:
     return 1 + sum(count for _, _, count, _ in BLOCKS[: layer - 1]) + position
 
 
-def _inverted(index: int, convs: list[str], norms: list[str], place: str) -> str:
-    """Return our name of a member of an inverted residual's `conv`.
+def _inverted(index: int, convs: list[str], norms: list[str], place: str) -> str | None:
+    """Return our name of a member of an inverted residual's `conv`, None for one that the block does not have.
 
     Args:
         index: place in `features`; the first block has no expansion.
@@ -49,6 +49,8 @@ def _inverted(index: int, convs: list[str], norms: list[str], place: str) -> str
     """
     if index == 1:
         convs, norms = convs[:2], norms[:2]
+    if place not in convs + norms:
+        return None
     number = (convs if place in convs else norms).index(place)
     if number == len(convs) - 1:  # the projection is not a sequence of its own
         return f"features.{index}.conv.{number + (0 if place in convs else 1)}"
@@ -95,11 +97,8 @@ class _Names:
         if found is None:
             return None
         index, place, net = int(found[1]), found[2], found[3]
-        convs, norms = (["0", "3", "6"], ["1", "4", "7"]) if index != 1 else (["0", "3"], ["1", "4"])
-        if place not in convs + norms:
-            return None
         self._note(f"features.{index}", None, net, place == "0")
-        return _inverted(index, convs, norms, place)
+        return _inverted(index, ["0", "3", "6"], ["1", "4", "7"], place)
 
     def mmaction2_mobilenet(self, owner: str) -> str | None:
         ends = {"conv1.conv": "0.0", "conv1.bn": "0.1", "conv2.conv": "18.0", "conv2.bn": "18.1"}
@@ -126,11 +125,14 @@ def _check(names: _Names, network: "SegmentNet") -> None:
     """Refuse a file of a net with another shift or temporal pool."""
     if names.shifted != network.shifted:
         differing = sorted(names.shifted ^ network.shifted)
-        raise ValueError(
+        known = f"{', '.join(differing[:SHOWN])}{', …' * (len(differing) > SHOWN)}"
+        message = (
             f"the file is of a net with temporal shift in {len(names.shifted)} blocks, this one has it in "
-            f"{len(network.shifted)} (they differ in {', '.join(differing[:SHOWN])}"
-            f"{', …' * (len(differing) > SHOWN)}); build the network with shift={bool(names.shifted)}"
+            f"{len(network.shifted)} (they differ in {known})"
         )
+        if not (names.shifted and network.shifted):
+            message += f"; build the network with shift={bool(names.shifted)}"
+        raise ValueError(message)
     if names.shifted and network.causal:
         raise ValueError("the file is of a net that shifts in both directions, this one is causal")
     if names.pooled != network.temporal_pool:
