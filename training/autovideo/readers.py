@@ -55,6 +55,7 @@ class Reader(Primitive):
     """Base of the readers."""
 
     kind = "reader"
+    determinism = "impure"  # folders and tables change without a word in the document
     outputs: ClassVar[Mapping[str, Port]] = {"manifest": Port.MANIFEST}
     Config: ClassVar[type[PrimitiveConfig]] = ReaderConfig
 
@@ -111,6 +112,7 @@ class DatasetReader(Primitive):
     """A data set of this project whose shards `fovea reproduce` or `dvc repro` has made."""
 
     kind = "reader"
+    determinism = "impure"
     outputs: ClassVar[Mapping[str, Port]] = {"shards": Port.SHARDS}
     Config: ClassVar[type[PrimitiveConfig]] = DatasetConfig
 
@@ -399,6 +401,7 @@ class Webdataset(Primitive):
     """Decodes, scales and packs the videos into webdataset shards: the ingest of the data half."""
 
     kind = "extractor"
+    determinism = "impure"  # it lists the videos anew each time, and makes no more than what has changed
     inputs: ClassVar[Mapping[str, Input]] = {"manifest": Input(Port.MANIFEST)}
     outputs: ClassVar[Mapping[str, Port]] = {"shards": Port.SHARDS}
     Config: ClassVar[type[PrimitiveConfig]] = WebdatasetConfig
