@@ -1,4 +1,4 @@
-"""Every augmenter of the catalogue, those of other packages too: changed pixels, kept everything else, and repeatable."""
+"""Every augmenter of the catalogue, and of other packages: changes pixels, keeps everything else, repeats itself."""
 
 import importlib
 import importlib.util
@@ -81,9 +81,13 @@ def changed(step: Use, video: Tensor, seed_B: Tensor) -> Tensor:
 
 def test_about_sixty_augmenters() -> None:
     assert len([name for name in NAMES if name.startswith("augment/")]) >= 60
-    assert {"combine/sequential", "combine/some_of", "combine/one_of", "combine/sometimes", "combine/with_channels"} <= set(
-        NAMES
-    )
+    assert {
+        "combine/sequential",
+        "combine/some_of",
+        "combine/one_of",
+        "combine/sometimes",
+        "combine/with_channels",
+    } <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -260,11 +264,17 @@ def test_corruptions(corruption: str, severity: int) -> None:
     assert (out - video).abs().mean() > 0.003
 
 
-@pytest.mark.parametrize("corruption", ["gaussian_noise", "fog", "contrast", "jpeg_compression", "gaussian_blur", "snow"])
+@pytest.mark.parametrize(
+    "corruption", ["gaussian_noise", "fog", "contrast", "jpeg_compression", "gaussian_blur", "snow"]
+)
 def test_severities_grow(corruption: str) -> None:
     video = clip()
     away = [
-        float((changed(use("augment/imagenet_c", corruption=corruption, severity=severity), video, seeds()) - video).abs().mean())
+        float(
+            (changed(use("augment/imagenet_c", corruption=corruption, severity=severity), video, seeds()) - video)
+            .abs()
+            .mean()
+        )
         for severity in (1, 3, 5)
     ]
     assert away == sorted(away)
