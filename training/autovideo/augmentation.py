@@ -7,6 +7,7 @@ list.
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -175,7 +176,8 @@ class Augmentation:
         everyone_B = torch.ones_like(seed_B, dtype=torch.bool)
         root = Draws(seed_B, STREAM)
         # Mixed precision of the surrounding code must not round pixels.
-        with torch.autocast(video_BCTHW.device.type, enabled=False):
+        kind = video_BCTHW.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             for place, step in enumerate(self._steps):
                 batch = step(batch, root.child(place), everyone_B)
         return batch.video_BCTHW, batch.target_BK

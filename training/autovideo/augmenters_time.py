@@ -1,6 +1,6 @@
 """Augmenters of time: they move whole frames and change none (`pixels_time.py`)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from training.autovideo.augmenter import Augmenter, ChanceConfig, IntPair, Pair, Within
 from training.autovideo.domains import choice, floats, integers
@@ -34,8 +34,11 @@ class TemporalJitter(Augmenter):
 class TemporalShiftConfig(ChanceConfig):
     """Settings of `TemporalShift`."""
 
-    frames: Annotated[IntPair, Within(-256, 256)] = setting(
-        (-2, 2), help="how far all frames move", unit="frames", search=choice((-1, 1), (-2, 2), (-4, 4))
+    frames: Annotated[IntPair, Within(1, 256)] = setting(
+        (1, 2), help="how far all frames move", unit="frames", search=choice((1, 1), (1, 2), (2, 4))
+    )
+    direction: Literal["both", "earlier", "later"] = setting(
+        "both", help="whether earlier or later frames are shown; both: drawn per clip"
     )
     cyclic: bool = setting(False, help="what leaves at one end enters at the other", search=choice(False, True))
 
@@ -73,7 +76,7 @@ class FrameDropConfig(ChanceConfig):
 
 @primitive("augment/frame_drop")
 class FrameDrop(Augmenter):
-    """Loses frames; the last one before is shown instead."""
+    """Loses one frame or more; the last one before is shown instead."""
 
     Config = FrameDropConfig
     operation = _HERE + "frame_drop"

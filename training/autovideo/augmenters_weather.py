@@ -66,7 +66,7 @@ class SnowConfig(AugmenterConfig):
     """Settings of `Snow`."""
 
     flakes: Annotated[Pair, Within(0, 0.5)] = setting(
-        (0.01, 0.04), help="flakes per pixel", search=choice((0.005, 0.02), (0.01, 0.04), (0.03, 0.08))
+        (0.005, 0.02), help="flakes per pixel", search=choice((0.002, 0.01), (0.005, 0.02), (0.015, 0.04))
     )
     size: float = setting(
         0.03, help="of the largest flakes", unit="shares of the short side", gt=0, le=0.3, search=floats(0.01, 0.08)
@@ -117,7 +117,7 @@ class Frost(Augmenter):
 class SpatterConfig(AugmenterConfig):
     """Settings of `Spatter`."""
 
-    cover: Annotated[Pair, Within(0, 1)] = setting((0.25, 0.45), help="how much is covered", search=_AMOUNTS)
+    cover: Annotated[Pair, Within(0, 1)] = setting((0.2, 0.35), help="how much is covered", search=_AMOUNTS)
     liquid: Literal["water", "mud"] = setting("water", help="what is on the lens", search=choice("water", "mud"))
 
 

@@ -104,7 +104,8 @@ def _mask(config: Any, draw: Draws, height: int, width: int) -> Tensor:
     extent = width if config.mask == "horizontal" else height
     ramp_N = torch.arange(extent, device=device, dtype=torch.float32) / max(1, extent - 1)
     ramp_BN = torch.where(draw.bernoulli(0.5, 1), ramp_N, 1 - ramp_N)
-    ramp_BN = config.alpha[0] + (config.alpha[1] - config.alpha[0]) * ramp_BN
+    low, high = (float(value) for value in config.alpha)
+    ramp_BN = low + (high - low) * ramp_BN
     return ramp_BN[:, None, None, None] if config.mask == "horizontal" else ramp_BN[:, None, None, :, None]
 
 

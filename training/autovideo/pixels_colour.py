@@ -223,7 +223,7 @@ def illumination(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
     y_BH = torch.linspace(-1, 1, height, device=video_BCTHW.device) * angle_B1.sin()
     x_BW = torch.linspace(-1, 1, width, device=video_BCTHW.device) * angle_B1.cos()
     slope = (y_BH[:, :, None] + x_BW[:, None]) / math.sqrt(2)
-    return video_BCTHW + (slope * draw.span(config.strength, 1, 1))[:, None, None]
+    return video_BCTHW + (0.6 * slope * draw.span(config.strength, 1, 1))[:, None, None]
 
 
 def saturate_shift(video_BCTHW: Tensor, factor: float, shift: float) -> Tensor:

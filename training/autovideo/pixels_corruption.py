@@ -2,8 +2,8 @@
 
 Strengths of noise, blur (but for motion), colour, pixelate and JPEG are those of the published code. Lengths there are
 pixels of a picture of 224; here they grow with the short side. Fog, frost, snow, spatter, motion blur and the elastic
-transform are ours, with strengths of our own that look alike: frost there is photographs, snow and spatter are made with
-the help of ImageMagick and OpenCV.
+transform are ours, with strengths of our own that look alike: frost there is photographs, snow and spatter are made
+with the help of ImageMagick and OpenCV.
 """
 
 from collections.abc import Callable
@@ -85,12 +85,12 @@ def _frost(video: Tensor, draw: Draws, level: int, unit: float) -> Tensor:
 
 
 def _snow(video: Tensor, draw: Draws, level: int, unit: float) -> Tensor:
-    share, white = ((0.01, 0.2), (0.02, 0.3), (0.03, 0.35), (0.045, 0.45), (0.06, 0.55))[level]
+    share, white = ((0.006, 0.2), (0.01, 0.3), (0.015, 0.35), (0.02, 0.45), (0.03, 0.55))[level]
     return weather.snowed(video, draw, share, 0.03, draw.uniform(-35, 35).deg2rad(), white)
 
 
 def _spatter(video: Tensor, draw: Draws, level: int, unit: float) -> Tensor:
-    cover, liquid = ((0.2, "water"), (0.3, "water"), (0.4, "water"), (0.3, "mud"), (0.4, "mud"))[level]
+    cover, liquid = ((0.15, "water"), (0.25, "water"), (0.35, "water"), (0.25, "mud"), (0.35, "mud"))[level]
     return weather.spattered(video, draw, cover, liquid)
 
 

@@ -33,7 +33,12 @@ def temporal_jitter(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
 def temporal_shift(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
     """Move all frames along time; the ends repeat, or time is a circle."""
     time_T, count = _time(video_BCTHW)
-    index_BT = time_T + draw.integers(*config.frames, 1)
+    moved_B1 = draw.integers(*config.frames, 1)
+    if config.direction != "both":
+        moved_B1 = moved_B1 if config.direction == "later" else -moved_B1
+    else:
+        moved_B1 = torch.where(draw.bernoulli(0.5, 1), moved_B1, -moved_B1)
+    index_BT = time_T + moved_B1
     return _taken(video_BCTHW, index_BT % count if config.cyclic else index_BT.clamp(0, count - 1))
 
 
@@ -47,9 +52,10 @@ def temporal_speed(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
 
 
 def frame_drop(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
-    """Replace lost frames by the last one before them; the first is never lost."""
+    """Replace lost frames, one at least, by the last one before them; the first is never lost."""
     time_T, count = _time(video_BCTHW)
-    lost_BT = draw.bernoulli(config.share, count) & (time_T > 0)
+    certain_B1 = 1 + draw.choice(max(1, count - 1), 1)
+    lost_BT = (draw.bernoulli(config.share, count) | (time_T == certain_B1)) & (time_T > 0)
     return _taken(video_BCTHW, torch.where(lost_BT, 0, time_T).cummax(dim=1).values)
 
 
@@ -67,6 +73,9 @@ def temporal_shuffle(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
     time_T, count = _time(video_BCTHW)
     segments = min(config.segments, count)
     rank_BS = draw.permutation(segments)
+    # The order that there is already is no draw: it is turned by one.
+    same_B1 = (rank_BS == torch.arange(segments, device=rank_BS.device)).all(dim=1, keepdim=True)
+    rank_BS = torch.where(same_B1, rank_BS.roll(1, 1), rank_BS)
     key_BT = rank_BS[:, time_T * segments // count] * count + time_T
     return _taken(video_BCTHW, key_BT.argsort(dim=1))
 

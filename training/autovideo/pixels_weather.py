@@ -37,7 +37,8 @@ def clouds(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
     """Lay white clouds with clear gaps over the clip."""
     cover = each(draw.span(config.cover))
     opacity = ((_noise(video_BCTHW, draw, coarse=3) - (1 - cover)) / 0.25).clamp(0, 1) * config.opacity
-    return video_BCTHW * (1 - opacity) + 0.95 * opacity
+    white = torch.full_like(video_BCTHW, 0.95)
+    return torch.lerp(video_BCTHW, white, opacity)
 
 
 def rain(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
@@ -132,7 +133,7 @@ def spattered(video_BCTHW: Tensor, draw: Draws, cover: Tensor | float, liquid: s
     # Drops are pale, with a lit upper and a dark lower rim.
     _, dy = gradients(inside[:, :, 0])
     wet = torch.lerp(video_BCTHW, table((0.69, 0.93, 0.93), video_BCTHW)[:, None, None, None], inside * 0.5)
-    return wet + dy[:, :, None] * 0.6
+    return wet + dy[:, :, None] * 0.3
 
 
 def sun_flare(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
@@ -148,7 +149,7 @@ def sun_flare(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
         far = ((y - sun_y * place) ** 2 + (x - sun_x * place) ** 2).sqrt()
         glare = glare + 0.25 * ((size - far) / 0.01 + 0.5).clamp(0, 1)
     light = (glare * strength)[:, None, None] * table((1.0, 0.95, 0.8), video_BCTHW)[:, None, None, None]
-    return 1 - (1 - video_BCTHW) * (1 - light.clamp(0, 1))
+    return torch.lerp(video_BCTHW, torch.ones_like(video_BCTHW), light.clamp(0, 1))
 
 
 def shadow(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
