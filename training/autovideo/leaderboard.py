@@ -44,8 +44,12 @@ def _finished(entries: Sequence[Entry]) -> list[tuple[float, Entry]]:
 
 def choose_winner(entries: Sequence[Entry]) -> Entry | None:
     """Return the finished entry with the best value; of equals the cheaper in gmac, then params, then the first."""
-    ordered = sorted(_finished(entries), key=lambda pair: (-pair[0], pair[1].costs["gmac"], pair[1].costs["params"]))
-    return ordered[0][1] if ordered else None
+    return min((entry for _, entry in _finished(entries)), key=_place, default=None)
+
+
+def _place(entry: Entry) -> tuple[float, float, float]:
+    assert entry.value is not None
+    return (-entry.value, entry.costs["gmac"], entry.costs["params"])
 
 
 def front_members(entries: Sequence[Entry], minimise: Sequence[str]) -> list[str]:
@@ -72,8 +76,8 @@ def leaderboard_json(
 
     A row's `flat` has the columns of `Space.encode`, the same in all rows, None where a parameter does not exist.
     """
-    done = sorted((n for n, e in enumerate(entries) if e.value is not None and e.status == "finished"),
-                  key=lambda n: (-(entries[n].value or 0.0), entries[n].costs["gmac"], entries[n].costs["params"], n))  # fmt: skip
+    done = [n for n, entry in enumerate(entries) if entry.status == "finished" and entry.value is not None]
+    done.sort(key=lambda n: _place(entries[n]))
     order = [*done, *(n for n in range(len(entries)) if n not in set(done))]
     rows = [
         {

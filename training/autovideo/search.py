@@ -265,7 +265,7 @@ class PipelineSearch:
         return ", ".join(over)
 
     def _trial(self, choices: Choices, compiled: Compiled, document: dict[str, Any]) -> Trial:
-        facts: dict[str, float | str] = compiled.all_costs()
+        facts: dict[str, float | str] = {**compiled.all_costs()}
         facts |= {key: value for key, value in self.space.encode(choices).items() if value is not None}
         facts["document"] = canonical(document)
         name = f"t{len(self._entries):03d}-{compiled.digest[:8]}"
@@ -323,6 +323,6 @@ def check_fingerprints(train: str, val: str, test: str | None = None) -> None:
         for other, other_fingerprint in splits[:number]:
             if fingerprint is not None and fingerprint == other_fingerprint:
                 raise ConfigError(
-                    f"the splits {other!r} and {name!r} have the same samples (fingerprint {fingerprint[:16]}); a search "
-                    "trains on train, compares on val and leaves test to the winner: give each its own videos"
+                    f"the splits {other!r} and {name!r} have the same samples (fingerprint {fingerprint[:16]}); a "
+                    "search trains on train, compares on val and leaves test to the winner: give each its own videos"
                 )

@@ -31,10 +31,13 @@ class Tpe:
         self._space, self._seed = space, seed
         self._startup, self._candidates = startup, candidates
         self._minimise = minimise
+        self._spreads: dict[str, dict[str, Any]] = {}
+        """Parameter → its distributions; made once."""
 
     def propose(self, history: History, number: int) -> Choices | None:
         """Return the next candidate that Optuna suggests."""
         import optuna
+        from optuna.study import StudyDirection
 
         # Refused and failed ones are no knowledge of what is good: they do not shorten the random start.
         startup = self._startup + sum(seen.status in ("refused", "invalid", "failed") for seen in history.seen)
@@ -47,18 +50,29 @@ class Tpe:
                 group=True,
                 constant_liar=True,
             )
-            directions = ["maximize"] + ["minimize"] * len(self._minimise)
+            directions = [StudyDirection.MAXIMIZE] + [StudyDirection.MINIMIZE] * len(self._minimise)
             study = optuna.create_study(directions=directions, sampler=sampler)
         for seen in history.seen:
             if (trial := self._trial(seen)) is not None:
                 study.add_trial(trial)
         asked = study.ask()
-        return self._space.walk(lambda parameter: _suggest(asked, parameter))
+        return self._space.walk(lambda parameter: _suggest(asked, parameter, self._spread(parameter)))
+
+    def _spread(self, parameter: Parameter) -> dict[str, Any]:
+        if parameter.name not in self._spreads:
+            self._spreads[parameter.name] = _distributions(parameter)
+        return self._spreads[parameter.name]
 
     def _trial(self, seen: Seen) -> "optuna.trial.FrozenTrial | None":
         from optuna.trial import TrialState, create_trial
 
-        params, distributions = _as_optuna(self._space, seen.choices)
+        params: dict[str, Any] = {}
+        distributions: dict[str, Any] = {}
+        for name, value in seen.choices.items():
+            parameter = self._space.by_name[name]
+            own, spread = _as_optuna(parameter, value), self._spread(parameter)
+            params |= own
+            distributions |= {key: spread[key] for key in own}
         common: dict[str, Any] = {"params": params, "distributions": distributions}
         if seen.status == "running":
             return create_trial(state=TrialState.RUNNING, **common)
@@ -118,34 +132,38 @@ def _distributions(parameter: Parameter) -> dict[str, Any]:
     return {parameter.name: IntDistribution(picks.least, picks.most), **places}
 
 
-def _suggest(trial: Any, parameter: Parameter) -> Any:
-    spread = _distributions(parameter)
+def _suggest(trial: "optuna.trial.Trial", parameter: Parameter, spread: dict[str, Any]) -> Any:
     if not isinstance(parameter.domain, Picks):
-        number = trial._suggest(parameter.name, spread[parameter.name])
-        return parameter.domain.values[number] if isinstance(parameter.domain, Choice) else number
-    labels, chosen = list(parameter.domain.items), []
-    for place in range(trial._suggest(parameter.name, spread[parameter.name])):
-        name = f"{parameter.name} {place}"
-        number = trial._suggest(name, spread[name])
+        found = _suggest_one(trial, parameter.name, spread)
+        return parameter.domain.values[found] if isinstance(parameter.domain, Choice) else found
+    labels, chosen = list(parameter.domain.items), list[str]()
+    for place in range(_suggest_one(trial, parameter.name, spread)):
+        number = _suggest_one(trial, f"{parameter.name} {place}", spread)
         while not parameter.domain.repeats and labels[number] in chosen:  # already there: the next that is not
             number = (number + 1) % len(labels)
         chosen.append(labels[number])
     return chosen
 
 
-def _as_optuna(space: Space, choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
-    params: dict[str, Any] = {}
-    distributions: dict[str, Any] = {}
-    for name, value in choices.items():
-        parameter = space.by_name[name]
-        spread = _distributions(parameter)
-        if isinstance(parameter.domain, Picks):
-            labels = list(parameter.domain.items)
-            own = {name: len(value), **{f"{name} {n}": labels.index(label) for n, label in enumerate(value)}}
-        elif isinstance(parameter.domain, Choice):
-            own = {name: [canonical(other) for other in parameter.domain.values].index(canonical(value))}
-        else:
-            own = {name: value}
-        params |= own
-        distributions |= {key: spread[key] for key in own}
-    return params, distributions
+def _suggest_one(trial: "optuna.trial.Trial", name: str, spread: dict[str, Any]) -> Any:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    match spread[name]:
+        case IntDistribution() as ints:
+            return trial.suggest_int(name, ints.low, ints.high, step=ints.step, log=ints.log)
+        case FloatDistribution() as floats:
+            return trial.suggest_float(name, floats.low, floats.high, log=floats.log)
+        case other:
+            return trial.suggest_categorical(name, other.choices)
+
+
+def _as_optuna(parameter: Parameter, value: Any) -> dict[str, Any]:
+    """Return a value as Optuna has it: choices and items by number."""
+    domain = parameter.domain
+    if isinstance(domain, Picks):
+        labels = list(domain.items)
+        places = {f"{parameter.name} {n}": labels.index(label) for n, label in enumerate(value)}
+        return {parameter.name: len(value), **places}
+    if isinstance(domain, Choice):
+        return {parameter.name: [canonical(other) for other in domain.values].index(canonical(value))}
+    return {parameter.name: value}

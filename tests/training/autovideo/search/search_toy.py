@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import MappingProxyType
 from typing import Any
 
 from data_specs.schema import digest
@@ -25,12 +26,12 @@ class Clips(Primitive):
 
     kind = "decoder"
     Config = ClipsConfig
-    outputs = {"clip": Port.CLIP}
+    outputs = MappingProxyType({"clip": Port.CLIP})
 
 
 class OneClip(Primitive):
-    inputs = {"clip": Input(Port.CLIP)}
-    outputs = {"clip": Port.CLIP}
+    inputs = MappingProxyType({"clip": Input(Port.CLIP)})
+    outputs = MappingProxyType({"clip": Port.CLIP})
 
 
 class FlipConfig(PrimitiveConfig):
@@ -92,8 +93,8 @@ class SmallConfig(PrimitiveConfig):
 
 class Net(Primitive):
     kind = "learner"
-    inputs = {"clips": Input(Port.CLIP)}
-    outputs = {"model": Port.MODEL}
+    inputs = MappingProxyType({"clips": Input(Port.CLIP)})
+    outputs = MappingProxyType({"model": Port.MODEL})
 
 
 @primitive("toy/small")
@@ -126,8 +127,8 @@ class Score(Primitive):
     """Scores a model."""
 
     kind = "evaluator"
-    inputs = {"model": Input(Port.MODEL), "clips": Input(Port.CLIP)}
-    outputs = {"metrics": Port.METRICS}
+    inputs = MappingProxyType({"model": Input(Port.MODEL), "clips": Input(Port.CLIP)})
+    outputs = MappingProxyType({"metrics": Port.METRICS})
 
 
 BASE: dict[str, Any] = {
