@@ -141,7 +141,7 @@ class AutoVideoSearch:
 
         project = settings or Settings()
         shards = self._shards(project, dataset, executor)
-        document = counted(self.pipeline.document, num_samples(shards.folder, "train"))
+        document = self._judged(counted(self.pipeline.document, num_samples(shards.folder, "train")))
         root = project.root.absolute() / "pipelines" / document.name
         own = workspace_settings(project, root, executor)
         items = (self.engine, str(self.seed))
@@ -171,6 +171,16 @@ class AutoVideoSearch:
         if clips.shards is None:
             raise ConfigError(f"pipeline {self.pipeline.document.name!r}: the clips of its learner come from no shards")
         return clips.shards
+
+    def _judged(self, document: Document) -> Document:
+        """Return the document with evaluations where early stopping compares, if its recipe has none in between."""
+        if self.stopping is None:
+            return document
+        values, name = document.to_dict(), only_learner(document)
+        for step in values["steps"]:
+            if step["id"] == name and not step.get("with", {}).get("eval_every"):
+                step["with"] = {**step.get("with", {}), "eval_every": int(self.stopping["grace_steps"])}
+        return Document.from_dict(values)
 
     def _lists(self, dataset: str) -> dict[str, Any]:
         searches = {"engine": [self.engine], "seed": [self.seed]}
