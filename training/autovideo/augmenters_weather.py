@@ -161,7 +161,7 @@ class Shadow(Augmenter):
 class PlasmaLightConfig(AugmenterConfig):
     """Settings of `PlasmaLight`."""
 
-    strength: Annotated[Pair, Within(0, 1)] = setting((0.2, 0.6), help="largest change", search=_AMOUNTS)
+    strength: Annotated[Pair, Within(0, 1)] = setting((0.15, 0.4), help="largest change", search=_AMOUNTS)
 
 
 @primitive("augment/plasma_light")

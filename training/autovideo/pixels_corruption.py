@@ -107,7 +107,7 @@ def _saturate(video: Tensor, draw: Draws, level: int, unit: float) -> Tensor:
 
 
 def _elastic_transform(video: Tensor, draw: Draws, level: int, unit: float) -> Tensor:
-    amount, sigma = ((5.0, 28.0), (7.0, 22.0), (8.0, 16.0), (8.0, 12.0), (8.0, 9.0))[level]
+    amount, sigma = ((4.0, 28.0), (5.0, 22.0), (5.5, 16.0), (5.5, 12.0), (5.5, 9.0))[level]
     return geometry.elastic_by(video, draw, _all(video, max(0.8, amount * unit)), sigma * unit)
 
 

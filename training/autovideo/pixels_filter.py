@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from kornia import enhance, morphology
+from kornia import enhance
 from kornia.filters import laplacian, median_blur
 from torch import Tensor
 from torch.nn import functional as F
@@ -268,15 +268,16 @@ def median_pooling(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
 
 
 def dilate(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
-    """Grow what is bright."""
-    square = torch.ones(odd(config.size), odd(config.size), device=video_BCTHW.device)
-    return morphology.dilation(planes(video_BCTHW), square).view_as(video_BCTHW)
+    """Grow what is bright: the largest value of a square.
+
+    Not by kornia, whose function holds a copy of the batch for each pixel of the square.
+    """
+    return F.max_pool2d(planes(video_BCTHW), odd(config.size), 1, config.size // 2).view_as(video_BCTHW)
 
 
 def erode(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
-    """Grow what is dark."""
-    square = torch.ones(odd(config.size), odd(config.size), device=video_BCTHW.device)
-    return morphology.erosion(planes(video_BCTHW), square).view_as(video_BCTHW)
+    """Grow what is dark: the least value of a square."""
+    return -dilate(-video_BCTHW, config, draw)
 
 
 def pixelate(video_BCTHW: Tensor, config: Any, draw: Draws) -> Tensor:
