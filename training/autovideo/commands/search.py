@@ -78,24 +78,23 @@ def _print_board(board: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "trial", "val top-1", "GMAC", "parameters", "status", "choices")
-    shown = sorted(board["trials"], key=lambda trial: -(trial["value"] if trial["value"] is not None else -1.0))
-    for place, trial in enumerate(shown[:15], start=1):
+    table = Table("", "trial", "val top-1", "GMAC", "parameters", "status", "")
+    for place, trial in enumerate(board["trials"][:15], start=1):
         value = "" if trial["value"] is None else f"{trial['value']:.3f}"
-        choices = ", ".join(f"{name}={_short(item)}" for name, item in trial["flat"].items() if item is not None)
-        mark = ("*" if trial["winner"] else "") + ("front" if trial["front"] else "")
-        table.add_row(
-            f"{place} {mark}",
-            trial["name"],
-            value,
-            f"{trial['gmac']:.3g}",
-            f"{trial['params']:,.0f}",
-            trial["status"],
-            choices,
-        )
+        mark = "winner" if trial["winner"] else "front" if trial["front"] else trial["error_class"] or ""
+        figures = (value, f"{trial['gmac']:.3g}", f"{trial['params']:,.0f}", trial["status"], mark)
+        table.add_row(str(place), trial["name"], *figures)
     Console().print(table)
+    winner = next(trial for trial in board["trials"] if trial["winner"])
+    print("winner's choices: " + ", ".join(f"{name} {_short(value)}" for name, value in _chosen(winner["flat"]).items()))
     if board["refused"]:
-        print(f"{len(board['refused'])} candidates cost more than the limits and were not trained")
+        print(f"{len(board['refused'])} candidates cost more than the limits, or were no pipelines, and were not trained")
+
+
+def _chosen(flat: dict[str, Any]) -> dict[str, Any]:
+    from training.autovideo.report.stage import with_lists
+
+    return {name: value for name, value in with_lists(flat).items() if value is not None}
 
 
 def _short(value: Any) -> str:

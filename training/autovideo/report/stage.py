@@ -79,7 +79,7 @@ def shown(board: Mapping[str, Any]) -> dict[str, Any]:
                 "value": trial["value"],
                 "gmac": trial["gmac"],
                 "params": int(trial["params"]),
-                "choices": trial["flat"],
+                "choices": with_lists(trial["flat"]),
                 "error": trial["error"],
                 "front": trial["front"],
             }
@@ -101,6 +101,19 @@ def shown(board: Mapping[str, Any]) -> dict[str, Any]:
         "winner": next((trial["name"] for trial in board["trials"] if trial["winner"]), None),
         "engine": board["engine"],
     }
+
+
+def with_lists(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return choices with each ordered list as one text, `brightness, hflip`, instead of a place for each item."""
+    joined = dict(flat)
+    heads = [name for name in flat if any(other.startswith(f"{name}:") for other in flat)]
+    for head in heads:
+        places = {name: flat[name] for name in flat if name.startswith(f"{head}:") and "." not in name[len(head) + 1 :]}
+        chosen = sorted((place, name) for name, place in places.items() if place)
+        joined[head] = ", ".join(name.rpartition("/")[2] for _, name in chosen) if flat[head] is not None else None
+        for name in places:
+            del joined[name]
+    return joined
 
 
 def _importance(board: Mapping[str, Any], seed: int) -> dict[str, tuple[float, float]] | str:
