@@ -292,3 +292,24 @@ def test_an_output_cannot_be_left_out(toy):
     with pytest.raises(ConfigError, match="'flip' is an output"):
         build_space({"schema": "space/v1", "slots": {"flip": [None, "toy/flip"]}}, base)
     parse_space({"schema": "space/v1"})
+
+
+def test_conditions_look_at_steps_that_are_left_out_and_at_what_is_not_searched(toy):
+    def names(when: dict, **fixed) -> set[bool]:
+        """Whether the parameter is there, over all candidates that agree with `fixed`."""
+        domain = {"kind": "choice", "values": [4, 8], "when": when}
+        space = finite(toy, set={"clip.frames": domain, "net:toy/deep.depth": [1, 2]}, lists={})
+        return {"clip.frames" in row for row in space.grid() if fixed.items() <= row.items()}
+
+    assert names({"flip": None}, flip="none") == {True}
+    assert names({"flip": None}, flip="toy/flip") == {False}
+    assert names({"flip.p": 0.25}, flip="toy/flip") == {True}  # as the document has it
+    assert names({"flip.p": 0.25}, flip="none") == {False}  # a step that is not there has no settings
+    assert names({"net.depth": [2, 3]}, net="toy/small") == {False}
+    assert names({"net.depth": [2, 3]}, **{"net:toy/deep.depth": 2}) == {True}
+    assert names({"net.depth": [2, 3]}, **{"net:toy/deep.depth": 1}) == {False}
+    assert names({"vars.batch": 8}) == {True}
+    assert names({"vars.batch": 8, "net": "toy/deep"}, net="toy/small") == {False}
+    sigma = {"kind": "choice", "values": [1.0], "when": {"net": "toy/deep"}}
+    with pytest.raises(ConfigError, match="only its own fields"):
+        finite(toy, set={"aug.of:toy/blur.sigma": sigma})
