@@ -24,7 +24,7 @@ class ColumnImportance:
 
     name: str
     mean: float
-    """Loss of explained variance (R²) of held-out trials when the column is shuffled; about 0 where it tells nothing."""
+    """Loss of explained variance (R²) of held-out trials with the column shuffled; about 0 where it tells nothing."""
     std: float
     """Over repeats."""
 
@@ -111,15 +111,16 @@ def _losses(
     predicted_N = np.empty_like(target_N)
     shuffled_CRN = np.empty((columns, repeats, len(target_N)))
     for fit, held in KFold(FOLDS, shuffle=True, random_state=seed).split(table_NC):
-        forest = RandomForestRegressor(n_estimators=100, min_samples_leaf=2, random_state=seed, n_jobs=1)
+        forest = RandomForestRegressor(n_estimators=64, min_samples_leaf=2, random_state=seed, n_jobs=1)
         forest.fit(table_NC[fit], target_N[fit])
         predicted_N[held] = forest.predict(table_NC[held])
+        changed_CRNC = np.tile(table_NC[held], (columns, repeats, 1, 1))
         for column in range(columns):
             # Drawn from all rows: a fold may have as few as two.
-            drawn = rng.permuted(np.tile(table_NC[:, column], (repeats, 1)), axis=1)[:, : len(held)]
-            changed = np.tile(table_NC[held], (repeats, 1))
-            changed[:, column] = drawn.ravel()
-            shuffled_CRN[column][:, held] = forest.predict(changed).reshape(repeats, len(held))
+            drawn_RN = rng.permuted(np.tile(table_NC[:, column], (repeats, 1)), axis=1)
+            changed_CRNC[column, :, :, column] = drawn_RN[:, : len(held)]
+        answers = forest.predict(changed_CRNC.reshape(-1, columns))
+        shuffled_CRN[:, :, held] = answers.reshape(columns, repeats, len(held))
     spread = float(((target_N - target_N.mean()) ** 2).sum())
     error = float(((target_N - predicted_N) ** 2).sum())
     errors_CR = ((shuffled_CRN - target_N) ** 2).sum(axis=-1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from training.autovideo.budget import Budget
-from training.autovideo.engines import Engine, EngineConfig, make_engine
+from training.autovideo.engines import Engine, EngineConfig, RandomConfig, make_engine
 from training.autovideo.history import History, Seen
 from training.autovideo.leaderboard import Entry, Refusal, choose_winner, front_members, leaderboard_json, winner_yaml
 from training.autovideo.space_apply import apply
@@ -26,7 +26,8 @@ STAGE = "autovideo_train"
 COSTS = ("gmac", "params", "latency_ms")
 """Objectives that are minimised, besides the metric."""
 REDRAWS = 100
-"""Proposals in a row that came to nothing (refused, invalid or known) after which there is no further trial."""
+"""Proposals in a row that came to nothing (refused, invalid or known) after which there is no further trial. The second
+half of them is drawn at random, whatever the engine. A grid has no such bound: it goes to its end."""
 WINNER, LEADERBOARD = "winner.yaml", "leaderboard.json"
 LEAVES = (WINNER, LEADERBOARD)
 
@@ -108,6 +109,7 @@ class PipelineSearch:
             raise ConfigError("the space has no end, so the search needs a budget: trials, or a time")
         self._engine: Engine = make_engine(engine, space, seed, self.objectives[1:])
         self._engine_name = engine.name
+        self._at_random = make_engine(RandomConfig(), space, seed)
         self._history = History()
         self._entries: dict[str, Entry] = {}
         self._numbers: dict[str, int] = {}
@@ -120,7 +122,8 @@ class PipelineSearch:
         self._vain: tuple[int, _Draw] | None = None
         """Outcomes told when the last draw came to nothing, and that draw."""
         self._warm, self._warm_outside = 0, 0
-        for choices, value in warm:
+        # The worst first: where age counts, the best are the youngest.
+        for choices, value in sorted(warm, key=lambda pair: pair[1] if math.isfinite(pair[1]) else -math.inf):
             self._learn(choices, value)
 
     @property
@@ -184,7 +187,7 @@ class PipelineSearch:
             "search/trials": float(len(self._entries)),
             "search/refused": float(sum(item.reason == "limits" for item in refused)),
             "search/invalid": float(sum(item.reason == "invalid" for item in refused)),
-            "search/repeated": float(self._repeated),
+            "search/repeated": float(self._repeated + (self._vain[1].repeated if self._vain else 0)),
             "search/front_size": float(len(self.front())),
             "search/warm": float(self._warm),
             "search/warm_outside": float(self._warm_outside),
@@ -227,7 +230,10 @@ class PipelineSearch:
         history = self._history
         limit = REDRAWS if self._engine.redraws else math.inf
         while draw.proposals < limit:
-            choices = self._engine.propose(history, self._proposals + draw.proposals)
+            # An engine may insist on what is known already; the rest of the draws look for whatever is left.
+            insists = self._engine.redraws and draw.proposals >= REDRAWS // 2
+            engine = self._at_random if insists else self._engine
+            choices = engine.propose(history, self._proposals + draw.proposals)
             if choices is None:
                 return draw
             draw.proposals += 1
@@ -241,6 +247,8 @@ class PipelineSearch:
                     refusal = Refusal("invalid", choices, {}, str(error), text)
                     draw.refused.append((Seen(choices, "invalid"), refusal))
                     history = self._history.with_more([seen for seen, _ in draw.refused])
+                else:
+                    draw.repeated += 1
                 continue
             if compiled.digest in self._known or compiled.digest in known:
                 draw.repeated += 1

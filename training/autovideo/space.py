@@ -8,9 +8,10 @@
     lists:
       aug.of: {of: [augment/hflip, augment/blur, augment/noise], min: 1, max: 2}
     set:
-      net.lr: {kind: float, low: 1.0e-4, high: 0.1, log: true}
-      net:recognition/tsm.dropout: [0.0, 0.5]          # only with this alternative; a list is a choice
-      aug.of:augment/blur.sigma: {kind: float, low: 0.1, high: 2, when: {net: recognition/tsn}}
+      net.lr: {kind: float, low: 1.0e-4, high: 0.1, log: true}     # with every alternative that has it
+      net:recognition/tsm.dropout: [0.0, 0.5]                      # with this one; a list is a choice
+      eval.clips: {kind: choice, values: [1, 3], when: {net: recognition/tsn}}
+      aug.of:augment/blur.sigma: {kind: float, low: 0.1, high: 2}  # of an item of a list
       vars.frames: [8, 16]
     limits: {gmac: 40, params: 3.0e+7}
 

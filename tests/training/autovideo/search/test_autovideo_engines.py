@@ -66,8 +66,9 @@ def test_grid_has_every_candidate_once(toy):
     assert engine.propose(History(), 2) == rows[2]
     with pytest.raises(ConfigError, match=r"this one has ranges of numbers \(flip:toy/flip\.p, "):
         make_engine(GridConfig(), toy.space(), 0)
-    large = build_space({**values, "set": {"clip.frames": {"kind": "int", "low": 1, "high": 64},
-                                           "vars.batch": {"kind": "int", "low": 1, "high": 5000}}}, toy.base())  # fmt: skip
+    ranges = {"clip.frames": (1, 64), "vars.batch": (1, 5000)}
+    domains = {name: {"kind": "int", "low": low, "high": high} for name, (low, high) in ranges.items()}
+    large = build_space({**values, "set": domains}, toy.base())
     assert size(large) == 640_000
     with pytest.raises(ConfigError, match="has 640000 candidates"):
         make_engine(GridConfig(), large, 0)
@@ -99,7 +100,13 @@ def test_mutations_reach_everything_and_leave_candidates_whole(toy):
 
 def test_numbers_move_a_little_and_stay_inside(toy):
     space, rng = toy.space(), random.Random(0)
-    for name in ("net:toy/small.lr", "aug.of:toy/noise.level", "aug.of:toy/blur.size", "flip:toy/flip.p", "clip.frames"):
+    for name in (
+        "net:toy/small.lr",
+        "aug.of:toy/noise.level",
+        "aug.of:toy/blur.size",
+        "flip:toy/flip.p",
+        "clip.frames",
+    ):
         parameter = space.by_name[name]
         value = {"net:toy/small.lr": 1e-4, "aug.of:toy/noise.level": 3, "aug.of:toy/blur.size": 9,
                  "flip:toy/flip.p": 1.0, "clip.frames": 8}[name]  # fmt: skip

@@ -46,7 +46,10 @@ def test_auto_collects_what_primitives_declare(toy):
         "net:toy/small.lr", "net:toy/small.dropout", "net:toy/deep.lr", "net:toy/deep.depth",
     ]  # fmt: skip  # not p of the list's flip, which the space gives itself
     names = [p.name for p in toy.space(auto=["net"]).parameters]
-    assert names[3:] == ["net.fit.steps", "vars.batch", *(f"net:toy/{x}" for x in ("small.lr", "small.dropout", "deep.lr", "deep.depth"))]  # fmt: skip
+    assert names[3:] == [
+        "net.fit.steps", "vars.batch",
+        *(f"net:toy/{field}" for field in ("small.lr", "small.dropout", "deep.lr", "deep.depth")),
+    ]  # fmt: skip
     assert len(toy.space(auto=False).parameters) == 5
     # What the document takes from a variable stays tied to it; a list that is not searched keeps its items.
     base = toy.base()
@@ -225,24 +228,30 @@ def changed(section: str, **entries) -> dict:
     [
         ({**BARE, "slot": {}}, r"slot: .*did you mean 'slots'"),
         ({**BARE, "schema": "space/v2"}, "space/v1"),
-        (changed("set", **{"clip.frame": [4]}), r"set\.clip\.frame: toy/clips has no setting 'frame'; did you mean 'frames'"),
+        (changed("set", **{"clip.frame": [4]}),
+         r"set\.clip\.frame: toy/clips has no setting 'frame'; did you mean 'frames'"),
         (changed("set", **{"clips.frames": [4]}), r"set\.clips\.frames: .*no step 'clips'; did you mean 'clip'"),
         (changed("set", **{"clip.frames": [4, 65]}), r"set\.clip\.frames: toy/clips does not take frames = 65"),
-        (changed("set", **{"clip.frames": {"kind": "int", "low": 0, "high": 8}}), r"frames = 0: .*greater than or equal"),
+        (changed("set", **{"clip.frames": {"kind": "int", "low": 0, "high": 8}}),
+         r"frames = 0: .*greater than or equal"),
         (changed("set", **{"net.lr": {"kind": "float", "low": 0.1, "high": 3}}), r"net\.lr: toy/small .* lr = 3"),
-        (changed("set", **{"net.fit.step": [4]}), r"net\.fit\.step: toy/deep does not take fit\.step = 4: fit\.step: Extra"),
+        (changed("set", **{"net.fit.step": [4]}),
+         r"net\.fit\.step: toy/deep does not take fit\.step = 4: fit\.step: Extra"),
         (changed("set", **{"net.lr": {"kind": "float", "low": 1, "high": 0.1}}), r"low 1.0 is above high"),
         (changed("set", **{"vars.frames": [4]}), r"no variable 'frames'; there are batch"),
-        ({**changed("set", **{"vars.batch": ["many"]}), "slots": {"net": [TIED]}}, r"vars\.batch \(in net:toy/deep\).*fit\.batch: .*valid integer"),
+        ({**changed("set", **{"vars.batch": ["many"]}), "slots": {"net": [TIED]}},
+         r"vars\.batch \(in net:toy/deep\).*fit\.batch: .*valid integer"),
         (changed("set", **{"net:toy/tiny.lr": [0.1]}), r"step 'net' has no alternative 'toy/tiny'"),
         (changed("set", **{"net:toy/small.depth": [1]}), r"toy/small has no setting 'depth'"),
-        (changed("set", **{"net:toy/deep.depth": [1], "net.depth": [2]}), r"the same setting as set\.net:toy/deep\.depth"),
+        (changed("set", **{"net:toy/deep.depth": [1], "net.depth": [2]}),
+         r"the same setting as set\.net:toy/deep\.depth"),
         (changed("set", **{"aug.of": [[]]}), "is a list of the space's `lists`"),
         (changed("set", **{"aug.of:toy/nose.level": [1]}), r"aug\.of has no item 'toy/nose'; did you mean 'toy/noise'"),
         (changed("set", **{"aug.of:toy/noise.level": [6]}), r"toy/noise does not take level = 6"),
         (changed("set", **{"aug.of:toy/noise.levels": [1]}), r"no setting 'levels'; did you mean 'level'"),
         (changed("set", frames=[4]), r"set\.frames: write <step>\.<field>"),
-        (changed("set", **{"clip.frames": {"kind": "choice", "values": [4], "when": {"nets": "x"}}}), "has no setting 'nets'"),
+        (changed("set", **{"clip.frames": {"kind": "choice", "values": [4], "when": {"nets": "x"}}}),
+         "has no setting 'nets'"),
         (changed("set", **{"clip.frames": {"kind": "choice", "values": [4], "when": {"net": "toy/dep"}}}),
          r"clip\.frames: when: step 'net' is never 'toy/dep'; did you mean 'toy/deep'"),
         (changed("set", **{"net.dropout": {"kind": "choice", "values": [0.0], "when": {"net": "toy/deep"}}}),
@@ -267,7 +276,8 @@ def changed(section: str, **entries) -> dict:
         (changed("lists", **{"aug.of": {"of": ["toy/flip"], "min": 2, "max": 1}}), "min 2 is above max 1"),
         (changed("lists", **{"aug.of": {"of": ["toy/flip"], "min": 0}}), "at least 1 item"),
         (changed("lists", **{"aug.of": {"of": ["toy/flip"], "max": 5, "repeats": True}}), "at most 4 items"),
-        (changed("lists", **{"aug.of": {"of": [{"use": "toy/flip", "with": {"p": 2}}]}}), r"aug\.of\.of \(toy/flip\).*p: "),
+        (changed("lists", **{"aug.of": {"of": [{"use": "toy/flip", "with": {"p": 2}}]}}),
+         r"aug\.of\.of \(toy/flip\).*p: "),
         ({**BARE, "auto": ["aug", "nets"]}, r"auto: .*no step 'nets'; did you mean 'net'"),
         ({**BARE, "limits": {"gmac": 0}}, r"limits\.gmac"),
     ],
@@ -282,3 +292,24 @@ def test_an_output_cannot_be_left_out(toy):
     with pytest.raises(ConfigError, match="'flip' is an output"):
         build_space({"schema": "space/v1", "slots": {"flip": [None, "toy/flip"]}}, base)
     parse_space({"schema": "space/v1"})
+
+
+def test_conditions_look_at_steps_that_are_left_out_and_at_what_is_not_searched(toy):
+    def names(when: dict, **fixed) -> set[bool]:
+        """Whether the parameter is there, over all candidates that agree with `fixed`."""
+        domain = {"kind": "choice", "values": [4, 8], "when": when}
+        space = finite(toy, set={"clip.frames": domain, "net:toy/deep.depth": [1, 2]}, lists={})
+        return {"clip.frames" in row for row in space.grid() if fixed.items() <= row.items()}
+
+    assert names({"flip": None}, flip="none") == {True}
+    assert names({"flip": None}, flip="toy/flip") == {False}
+    assert names({"flip.p": 0.25}, flip="toy/flip") == {True}  # as the document has it
+    assert names({"flip.p": 0.25}, flip="none") == {False}  # a step that is not there has no settings
+    assert names({"net.depth": [2, 3]}, net="toy/small") == {False}
+    assert names({"net.depth": [2, 3]}, **{"net:toy/deep.depth": 2}) == {True}
+    assert names({"net.depth": [2, 3]}, **{"net:toy/deep.depth": 1}) == {False}
+    assert names({"vars.batch": 8}) == {True}
+    assert names({"vars.batch": 8, "net": "toy/deep"}, net="toy/small") == {False}
+    sigma = {"kind": "choice", "values": [1.0], "when": {"net": "toy/deep"}}
+    with pytest.raises(ConfigError, match="only its own fields"):
+        finite(toy, set={"aug.of:toy/blur.sigma": sigma})
