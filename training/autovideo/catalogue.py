@@ -98,7 +98,9 @@ def find(identifier: str, where: str = "") -> type[Primitive]:
         return known[identifier]
     close = difflib.get_close_matches(identifier, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
-    raise ConfigError(f"{where + ': ' if where else ''}no primitive is called {identifier!r}{hint} (`fovea primitives list`)")
+    raise ConfigError(
+        f"{where + ': ' if where else ''}no primitive is called {identifier!r}{hint} (`fovea primitives list`)"
+    )
 
 
 def configure(identifier: str, values: object, where: str) -> PrimitiveConfig:

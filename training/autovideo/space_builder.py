@@ -50,9 +50,10 @@ class SpaceBuilder:
                     raise ConfigError(f"{where}: null is there twice")
                 labelled[NONE] = Alternative(None)
                 continue
-            find(use.use, where)
-            # The document's own primitive keeps the document's settings; any other begins with its defaults.
-            kept = own.settings if use.use == own.use else {}
+            fields = find(use.use, where).Config.model_fields
+            # What the document sets of the step goes on wherever the alternative has a setting of that name: the recipe of
+            # a training is not written again for every net.
+            kept = {name: value for name, value in own.settings.items() if name in fields}
             label = _free(use.use, labelled)
             labelled[label] = Alternative(use.use, {**kept, **use.settings})
             self._kept[step_id, label] = set(use.settings)

@@ -86,9 +86,13 @@ def _print_board(board: Any) -> None:
         table.add_row(str(place), trial["name"], *figures)
     Console().print(table)
     winner = next(trial for trial in board["trials"] if trial["winner"])
-    print("winner's choices: " + ", ".join(f"{name} {_short(value)}" for name, value in _chosen(winner["flat"]).items()))
+    print(
+        "winner's choices: " + ", ".join(f"{name} {_short(value)}" for name, value in _chosen(winner["flat"]).items())
+    )
     if board["refused"]:
-        print(f"{len(board['refused'])} candidates cost more than the limits, or were no pipelines, and were not trained")
+        print(
+            f"{len(board['refused'])} candidates cost more than the limits, or were no pipelines, and were not trained"
+        )
 
 
 def _chosen(flat: dict[str, Any]) -> dict[str, Any]:

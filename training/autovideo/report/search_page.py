@@ -156,7 +156,9 @@ def _summary(board: Leaderboard) -> dict[str, Any]:
         "statuses": ", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=lambda c: -c[1])),
         "refused": len(board.refused),
         "front": sum(trial.front for trial in board.trials),
-        "hours": _duration(sum(trial.seconds or 0.0 for trial in board.trials)),
+        "hours": _duration(sum(seconds))
+        if (seconds := [t.seconds for t in board.trials if t.seconds is not None])
+        else "",
     }
 
 
