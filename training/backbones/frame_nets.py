@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from training.backbones.mobilenetv2 import InvertedResidual, MobileNetV2
+from training.backbones.mobilenetv2 import InvertedResidual, MobileNetV2, Padding
 from training.backbones.resnet import DEPTHS, BasicBlock, Bottleneck
 from training.backbones.width import scaled_channels
 
@@ -16,8 +16,8 @@ __all__ = ["FRAME_NETS", "FrameMobileNetV2", "FrameResNet", "build_frame_net", "
 
 Block = BasicBlock | Bottleneck | InvertedResidual
 
-FRAME_NETS: tuple[str, ...] = (*(f"resnet{depth}" for depth in DEPTHS), "mobilenetv2")
-"""Names for `build_frame_net`."""
+FRAME_NETS: tuple[str, ...] = (*(f"resnet{depth}" for depth in DEPTHS), "mobilenetv2", "mobilenetv2_tf")
+"""Names for `build_frame_net`; `_tf` pads as TensorFlow does, for weights that come from there."""
 
 MANY_BLOCKS = 23
 """From so many blocks in `layer3` on, TSM shifts every second block only (ResNet-101 and deeper)."""
@@ -104,8 +104,8 @@ class FrameMobileNetV2(MobileNetV2):
 
     pool_before: ClassVar[str | None] = None
 
-    def __init__(self, *, width: float = 1.0, in_channels: int = 3) -> None:
-        super().__init__(None, width=width, in_channels=in_channels)
+    def __init__(self, *, width: float = 1.0, in_channels: int = 3, padding: Padding = "torch") -> None:
+        super().__init__(None, width=width, in_channels=in_channels, padding=padding)
 
     @property
     def first_conv(self) -> nn.Conv2d:
@@ -142,6 +142,7 @@ def build_frame_net(name: str, *, width: float = 1.0, in_channels: int = 3) -> F
     """
     if name not in FRAME_NETS:
         raise ValueError(f"no frame network {name!r}; known: {', '.join(FRAME_NETS)}")
-    if name == "mobilenetv2":
-        return FrameMobileNetV2(width=width, in_channels=in_channels)
+    if name.startswith("mobilenetv2"):
+        padding: Padding = "tf_same" if name.endswith("_tf") else "torch"
+        return FrameMobileNetV2(width=width, in_channels=in_channels, padding=padding)
     return FrameResNet(int(name.removeprefix("resnet")), width=width, in_channels=in_channels)
