@@ -16,7 +16,7 @@ from training.autovideo.plan import only_learner
 from training.autovideo.search import Compiled, PipelineSearch, check_fingerprints
 from training.autovideo.shard_sets import num_samples, open_shards
 from training.autovideo.space import build_space
-from training.autovideo.training import counted, link, write_params
+from training.autovideo.training import absolute_weights, counted, link, write_params
 from training.autovideo.values import Clips, Shards
 from training.core.config import ConfigError, validate
 
@@ -147,7 +147,7 @@ class AutoVideoSearch:
         items = (self.engine, str(self.seed))
         with stage_lock(root / ".search.lock"):
             link(own, shards)
-            sections = self._sections(document)
+            sections = absolute_weights(self._sections(document), project.root)
             write_params(root, shards.dataset, lists=self._lists(shards.dataset), sections=sections)
             identity = digest({"sections": sections, "shards": shards.digest, "items": list(items)})
             refs = [StageRef(name, shards.dataset, items) for name in (SEARCH, FOUND, FOUND_EVAL)]

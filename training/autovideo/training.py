@@ -36,7 +36,7 @@ def train(recogniser: Recogniser, inputs: Mapping[str, Value], context: Context)
         raise ConfigError(f"step {context.step!r}: its clips come from no shards")
     shards = clips.shards
     document = counted(context.document, num_samples(shards.folder, "train"))
-    written = document.to_dict()
+    written = absolute_weights(document.to_dict(), context.project.root)
     link_shards(context, shards)
     names = learners(document)
     write_params(
@@ -81,6 +81,20 @@ def counted(document: Document, num_train: int) -> Document:
             settings = {key: value for key, value in step.get("with", {}).items() if key != "epochs"}
             step["with"] = {**settings, "steps": fit["steps"]}
     return Document.from_dict(values)
+
+
+def absolute_weights(value: Any, root: Path) -> Any:
+    """Return plain values in which files of weights, `{path, sha256}`, have absolute paths.
+
+    Documents name them from the project's root, and stages of a workspace would look below the workspace.
+    """
+    if isinstance(value, Mapping):
+        if set(value) == {"path", "sha256"}:
+            return {**value, "path": str(root.absolute() / value["path"])}
+        return {key: absolute_weights(item, root) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [absolute_weights(item, root) for item in value]
+    return value
 
 
 def link_shards(context: Context, shards: Shards) -> None:
