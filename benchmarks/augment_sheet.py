@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.autovideo.augmentation import Augmentation
-from training.autovideo.augmenter import Augmenter
+from training.autovideo.augment.augmentation import Augmentation
+from training.autovideo.augment.augmenter import Augmenter
 from training.autovideo.catalogue import catalogue
 from training.autovideo.use import Use
 

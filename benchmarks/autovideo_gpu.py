@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.on_gpu import Trainer, fit_config, raw_batch, run_stage, timed
 from data_specs.schema import read_index
-from training.autovideo.augmentation import Augmentation
+from training.autovideo.augment.augmentation import Augmentation
 from training.autovideo.catalogue import catalogue
 from training.autovideo.config import TrainConfig
 from training.autovideo.presets import NETS

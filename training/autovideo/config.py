@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from training.autovideo.budget import Budget
 from training.autovideo.document import Document
-from training.autovideo.engines import EngineConfig
 from training.autovideo.plan import learners, stage_values
 from training.autovideo.recognisers import Recogniser, RecogniserConfig
+from training.autovideo.search.budget import Budget
+from training.autovideo.search.engines import EngineConfig
 from training.autovideo.use import Use
 from training.core.config import ConfigError, FitConfig, StageConfig
 from training.core.trials import SearchConfig as BaseSearchConfig

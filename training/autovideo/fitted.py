@@ -25,8 +25,8 @@ from data_specs.files import sha256_of
 from data_specs.schema import digest
 from infra.settings import Settings
 from training.autovideo.document import Document
+from training.autovideo.evaluation.predicting import predict as predict_splits
 from training.autovideo.pipeline import PipelineRun
-from training.autovideo.predicting import predict as predict_splits
 from training.autovideo.shard_sets import open_shards
 from training.autovideo.values import Context, Model, Predictions, Value
 from training.core.checkpoint import CheckpointError, model_digest, read_model_info, replace_folder

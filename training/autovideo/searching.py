@@ -8,14 +8,14 @@ from typing import Any
 from data_specs.schema import digest
 from infra.locks import stage_lock
 from infra.settings import Settings
-from training.autovideo.budget import Budget
 from training.autovideo.config import SearchConfig, TrainConfig
 from training.autovideo.document import Document
 from training.autovideo.pipeline import Executor, Pipeline, workspace_settings
 from training.autovideo.plan import only_learner
-from training.autovideo.search import Compiled, PipelineSearch, check_fingerprints
+from training.autovideo.search.budget import Budget
+from training.autovideo.search.pipeline_search import Compiled, PipelineSearch, check_fingerprints
+from training.autovideo.search.space import build_space
 from training.autovideo.shard_sets import num_samples, open_shards
-from training.autovideo.space import build_space
 from training.autovideo.training import absolute_weights, counted, link, write_params
 from training.autovideo.values import Clips, Shards
 from training.core.config import ConfigError, validate

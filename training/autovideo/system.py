@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from training.autovideo.augmentation import Augmentation
+from training.autovideo.augment.augmentation import Augmentation
 from training.autovideo.config import NetConfig
 from training.autovideo.recognisers import Recogniser, RecogniserConfig
 from training.core.config import ConfigError, OptimConfig

@@ -40,6 +40,9 @@ LISTING = "tasks/ops/listing.py"
 """What the listing and its readers do shows in the manifest, which is a dependency itself."""
 
 
+ASIDE = ("commands", "live")
+"""Sub-packages of families that no stage uses: command lines, live readers."""
+
 OUTPUTS: Mapping[Kind, tuple[str, ...]] = {
     "fit": ("model", "config.json", "predictions.npz"),
     "evaluate": ("config.json", "predictions.npz"),
@@ -116,13 +119,16 @@ def _upstream(stage: Stage, name: str, stages: Mapping[str, Stage]) -> list[str]
 def family_sources(root: Path, package: str, kind: Kind | None = None) -> list[str]:
     """Return the files whose change makes a family's stages stale, relative to the root and sorted.
 
-    Those in the family's own folder. Of its sub-packages `report` counts for report stages, and any
-    other (command lines, readers) for none: they train nothing.
+    Those in the family's own folder and its sub-packages. Of these `report` counts for report stages only, and those of
+    `ASIDE` for none: they train nothing.
     """
     folder = root / package.replace(".", "/")
-    own = sorted(path for path in folder.glob("*.py") if not path.name.startswith("__main__"))
-    if kind == "report":
-        own += sorted((folder / "report").glob("*.py"))
+    left_out = {*ASIDE} if kind == "report" else {*ASIDE, "report"}
+    own = sorted(
+        path
+        for path in (*folder.glob("*.py"), *folder.glob("*/*.py"))
+        if not path.name.startswith("__main__") and path.parent.name not in left_out
+    )
     shared = import_closure(root, own, SHARED_PACKAGES)
     return sorted({path.relative_to(root).as_posix() for path in own} | shared)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.autovideo import catalogue as catalogue_module
-from training.autovideo.augmentation import Augmentation, augment_uint8
-from training.autovideo.augmenter import Augmenter, Composite, mixes
+from training.autovideo.augment.augmentation import Augmentation, augment_uint8
+from training.autovideo.augment.augmenter import Augmenter, Composite, mixes
 from training.autovideo.use import Use
 from training.core.config import ConfigError
 

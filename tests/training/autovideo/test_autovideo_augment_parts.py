@@ -13,9 +13,9 @@ from torch import Tensor
 
 from infra.settings import Settings
 from training.autovideo import catalogue as catalogue_module
-from training.autovideo.augmentation import Augmentation, augment_uint8
-from training.autovideo.combiners import RandAugment, RandAugmentConfig, SomeOf
-from training.autovideo.draws import Draws
+from training.autovideo.augment.augmentation import Augmentation, augment_uint8
+from training.autovideo.augment.combiners import RandAugment, RandAugmentConfig, SomeOf
+from training.autovideo.augment.draws import Draws
 from training.autovideo.use import Use
 from training.autovideo.values import Clips, Context
 from training.core.config import ConfigError
@@ -257,7 +257,7 @@ def test_produce_adds_plain_data(tmp_path: Path) -> None:
 
 
 SOURCE = '''
-from training.autovideo.augmenter import Augmenter, AugmenterConfig
+from training.autovideo.augment.augmenter import Augmenter, AugmenterConfig
 from training.autovideo.primitive import primitive, setting
 
 

@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from infra.settings import Settings
 from training.autovideo import catalogue as catalogue_module
 from training.autovideo import ensemblers
-from training.autovideo.ensembling import fit_stack, fit_weights, folds_of, stack_inputs
-from training.autovideo.figures import FigureError
+from training.autovideo.evaluation.ensembling import fit_stack, fit_weights, folds_of, stack_inputs
+from training.autovideo.evaluation.figures import FigureError
 from training.autovideo.values import Context, Predictions
 from training.core.config import ConfigError
 from training.core.evaluate import Predictions as PredictionArrays
@@ -312,7 +312,7 @@ def test_members_that_do_not_fit_are_refused(tmp_path, context):
 
 
 def test_they_are_in_the_catalogue(monkeypatch):
-    monkeypatch.setattr(catalogue_module, "MODULES", ("training.autovideo.ensemblers",))
+    monkeypatch.setattr(catalogue_module, "MODULES", ("training.autovideo.evaluation.ensemblers",))
     catalogue_module.catalogue.cache_clear()
     try:
         found = {name: item for name, item in catalogue_module.catalogue().items() if name.startswith("ensembler/")}

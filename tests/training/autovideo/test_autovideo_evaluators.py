@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 from infra.settings import Settings
 from training.autovideo import catalogue as catalogue_module
 from training.autovideo import evaluators
-from training.autovideo.figures import (
+from training.autovideo.evaluation.figures import (
     FigureError,
     bootstrap_accuracy,
     calibration_error,
@@ -366,7 +366,7 @@ def test_exactly_one_way_is_connected(predictions, context):
 
 
 def test_they_are_in_the_catalogue(monkeypatch):
-    monkeypatch.setattr(catalogue_module, "MODULES", ("training.autovideo.evaluators",))
+    monkeypatch.setattr(catalogue_module, "MODULES", ("training.autovideo.evaluation.evaluators",))
     catalogue_module.catalogue.cache_clear()
     try:
         found = catalogue_module.catalogue()

@@ -11,9 +11,9 @@ import yaml
 
 from infra.settings import Settings
 from training.autovideo import catalogue as catalogue_module
+from training.autovideo.evaluation.extractors import ExtractPredictions
 from training.autovideo.exporters import ExportConfig, Onnx, OnnxConfig, TorchExport
 from training.autovideo.exporting import ExportError, check_equal, examples, network_of, score_rule
-from training.autovideo.extractors import ExtractPredictions
 from training.autovideo.primitive import Port
 from training.autovideo.values import Context, Model, Report
 from training.core.checkpoint import load_model, model_digest, save_model
@@ -133,7 +133,9 @@ def test_onnx_says_what_to_install(model, context):
 
 
 def test_ports(monkeypatch):
-    monkeypatch.setattr(catalogue_module, "MODULES", ("training.autovideo.exporters", "training.autovideo.extractors"))
+    monkeypatch.setattr(
+        catalogue_module, "MODULES", ("training.autovideo.exporters", "training.autovideo.evaluation.extractors")
+    )
     catalogue_module.catalogue.cache_clear()
     try:
         found = catalogue_module.catalogue()

@@ -40,8 +40,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search over whole pipelines; the winner is trained once more, evaluated once on test, and registered."""
-    from training.autovideo.budget import parse_budget
     from training.autovideo.pipeline import Pipeline
+    from training.autovideo.search.budget import parse_budget
     from training.autovideo.searching import AutoVideoSearch
 
     talk()

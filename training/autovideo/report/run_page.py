@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from training.autovideo.figures import Scored
+from training.autovideo.evaluation.figures import Scored
 from training.autovideo.report.records import Evaluated, read_evaluation
 from training.core.charts import Series, lines, number
 from training.core.pages import markup, percent, percent_range, render_page, write_text

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from training.autovideo.config import ReportConfig
-from training.autovideo.importance import importance
 from training.autovideo.report.search_page import SearchReport
+from training.autovideo.search.importance import importance
 from training.core.pages import percent, render_page, write_text
 
 

@@ -10,8 +10,8 @@ from data_specs.strict import Strict
 from training.autovideo.catalogue import configure
 from training.autovideo.domains import choice, floats, integers
 from training.autovideo.primitive import Input, Port, Primitive, PrimitiveConfig, primitive, setting
-from training.autovideo.search import Compiled
-from training.autovideo.space import apply, build_space
+from training.autovideo.search.pipeline_search import Compiled
+from training.autovideo.search.space import apply, build_space
 from training.autovideo.use import Use
 from training.core.config import ConfigError
 

@@ -8,14 +8,14 @@ from collections import Counter
 
 import pytest
 
-from training.autovideo.budget import Budget
-from training.autovideo.engines import EvolutionConfig, GridConfig, RandomConfig, TpeConfig, make_engine
-from training.autovideo.evolution import cross, mutate, other_value
-from training.autovideo.history import History, Seen
-from training.autovideo.pareto import dominates, front, ranks
-from training.autovideo.search import PipelineSearch
-from training.autovideo.space import build_space, size
-from training.autovideo.space_tree import in_domain
+from training.autovideo.search.budget import Budget
+from training.autovideo.search.engines import EvolutionConfig, GridConfig, RandomConfig, TpeConfig, make_engine
+from training.autovideo.search.evolution import cross, mutate, other_value
+from training.autovideo.search.history import History, Seen
+from training.autovideo.search.pareto import dominates, front, ranks
+from training.autovideo.search.pipeline_search import PipelineSearch
+from training.autovideo.search.space import build_space, size
+from training.autovideo.search.space_tree import in_domain
 from training.core.config import ConfigError
 from training.core.trials import Outcome
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from training.autovideo.importance import FEWEST, importance
+from training.autovideo.search.importance import FEWEST, importance
 
 
 def drawn(toy, count: int) -> tuple[list, list[dict]]:

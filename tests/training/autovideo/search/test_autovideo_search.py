@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from infra.settings import Settings
-from training.autovideo.budget import Budget, parse_budget
-from training.autovideo.engines import EvolutionConfig, GridConfig, RandomConfig, TpeConfig
-from training.autovideo.search import LEAVES, REDRAWS, Compiled, PipelineSearch, check_fingerprints
-from training.autovideo.space import apply, build_space
+from training.autovideo.search.budget import Budget, parse_budget
+from training.autovideo.search.engines import EvolutionConfig, GridConfig, RandomConfig, TpeConfig
+from training.autovideo.search.pipeline_search import LEAVES, REDRAWS, Compiled, PipelineSearch, check_fingerprints
+from training.autovideo.search.space import apply, build_space
 from training.core.config import ConfigError
 from training.core.failures import StageFailed
 from training.core.ray_runner import FitJob, source_digest

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.autovideo.space import Space, apply, build_space, parse_space, size
-from training.autovideo.space_tree import in_domain
+from training.autovideo.search.space import Space, apply, build_space, parse_space, size
+from training.autovideo.search.space_tree import in_domain
 from training.core.config import ConfigError
 
 FINITE = {

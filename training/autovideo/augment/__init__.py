@@ -1,0 +1,1 @@
+"""Augmenters: what they declare (light), and the pixels they change (torch, kornia)."""
