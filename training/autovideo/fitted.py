@@ -161,16 +161,7 @@ class FittedPipeline:
         return Predictions({"test": path}, self.classes, {"test": "one"}, digest({"step": step}))
 
     def _context(self, step: str, work: Path) -> Context:
-        settings = Settings(root=work)
-        return Context(
-            step=step,
-            seed=self.document.seed,
-            work=work / step,
-            settings=settings,
-            project=settings,
-            data=settings,
-            document=self.document,
-        )
+        return Context.alone(step, self.document.seed, work / step, Settings(root=work), self.document)
 
     def predict(self, source: Path | bytes | str, top: int = 5) -> Answer:
         """Name what happens in one video, given as path or bytes.
@@ -215,7 +206,7 @@ class FittedPipeline:
             model = found
         work = self._run.workspace if self._run is not None else Path(tempfile.mkdtemp(prefix="autovideo-"))
         settings = Settings(root=work, device=self.device)
-        context = Context("produce", self.document.seed, work, settings, settings, settings, self.document)
+        context = Context.alone("produce", self.document.seed, work, settings, self.document)
         return predict_splits(model, None, (split,), None, context)
 
     # --- saving -------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ def train(recogniser: Recogniser, inputs: Mapping[str, Value], context: Context)
     if clips.shards is None:
         raise ConfigError(f"step {context.step!r}: its clips come from no shards")
     shards = clips.shards
+    assert context.document is not None, "a learner is trained in the run of a pipeline"
     document = counted(context.document, num_samples(shards.folder, "train"))
     written = absolute_weights(document.to_dict(), context.project.root)
     link_shards(context, shards)

@@ -159,6 +159,11 @@ class Context:
     """Of the project that the pipeline is run in: its data sets, its tracking store."""
     data: Settings
     """Of the place where data sets lie that pipelines made; all pipelines of a project share it."""
-    document: "Document"
+    document: "Document | None" = None
     dataset: str = ""
     """Data set that the pipeline is run on, where it was named from outside."""
+
+    @classmethod
+    def alone(cls, step: str, seed: int, work: Path, settings: Settings, document: "Document | None" = None) -> "Context":
+        """Return the context of a step outside a run: all settings are the same."""
+        return cls(step, seed, work, settings, settings, settings, document)

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from infra.settings import Settings
 from training.autovideo import catalogue as catalogue_module
-from training.autovideo import ensemblers
+from training.autovideo.evaluation import ensemblers
 from training.autovideo.evaluation.ensembling import fit_stack, fit_weights, folds_of, stack_inputs
 from training.autovideo.evaluation.figures import FigureError
 from training.autovideo.values import Context, Predictions
@@ -25,7 +25,7 @@ CLASSES = ("a", "b", "c")
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     (tmp_path / "work").mkdir()
-    return Context("both", 0, tmp_path / "work", Settings(root=tmp_path))
+    return Context.alone("both", 0, tmp_path / "work", Settings(root=tmp_path))
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 from infra.settings import Settings
 from training.autovideo import catalogue as catalogue_module
-from training.autovideo import evaluators
+from training.autovideo.evaluation import evaluators
 from training.autovideo.evaluation.figures import (
     FigureError,
     bootstrap_accuracy,
@@ -42,7 +42,7 @@ def make_scores(count: int = 120, classes: int = len(CLASSES), absent: int = 4) 
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context("judge", 3, tmp_path / "work", Settings(root=tmp_path))
+    return Context.alone("judge", 3, tmp_path / "work", Settings(root=tmp_path))
 
 
 def write(

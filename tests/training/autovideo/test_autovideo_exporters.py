@@ -53,7 +53,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context("file", 0, tmp_path / "work", Settings(root=tmp_path))
+    return Context.alone("file", 0, tmp_path / "work", Settings(root=tmp_path))
 
 
 def export(model: Model, context: Context, **settings: object) -> Path:
