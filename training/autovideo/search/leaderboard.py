@@ -1,6 +1,7 @@
 """What a search leaves: every trial and every refused candidate, the Pareto front, the winner."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,8 @@ class Entry:
     value: float | None = None
     error: str | None = None
     steps: int = 0
+    nll: float = math.inf
+    """Negative log-likelihood on the samples of the value: it still differs where few samples give equal values."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,13 @@ def _finished(entries: Sequence[Entry]) -> list[tuple[float, Entry]]:
 
 
 def choose_winner(entries: Sequence[Entry]) -> Entry | None:
-    """Return the finished entry with the best value; of equals the cheaper in gmac, then params, then the first."""
+    """Return the finished entry with the best value; of equals the cheaper, then the likelier."""
     return min((entry for _, entry in _finished(entries)), key=_place, default=None)
 
 
-def _place(entry: Entry) -> tuple[float, float, float]:
+def _place(entry: Entry) -> tuple[float, float, float, float]:
     assert entry.value is not None
-    return (-entry.value, entry.costs["gmac"], entry.costs["params"])
+    return (-entry.value, entry.costs["gmac"], entry.costs["params"], entry.nll)
 
 
 def front_members(entries: Sequence[Entry], minimise: Sequence[str]) -> list[str]:

@@ -167,12 +167,15 @@ class PipelineSearch:
         # A finished training without a number has found out as little as a failed one.
         status = "failed" if outcome.status == "finished" and value is None else outcome.status
         error = outcome.error or ("its metric is no number" if status != outcome.status else None)
-        self._entries[name] = replace(entry, status=status, value=value, costs=costs, error=error, steps=outcome.steps)
+        nll = next((number for key, number in outcome.metrics.items() if key.endswith("/nll")), math.inf)
+        self._entries[name] = replace(
+            entry, status=status, value=value, costs=costs, error=error, steps=outcome.steps, nll=nll
+        )
         seen = Seen(entry.choices, status, value if status != "failed" else None, costs, steps=outcome.steps)
         self._history.end(self._numbers[name], seen)
 
     def winner(self) -> Entry | None:
-        """Return the finished trial with the best metric; of equals the one with fewer gmac, params, then the first."""
+        """Return the finished trial with the best metric; of equals the one with fewer gmac, params, the smaller nll."""
         return choose_winner(list(self._entries.values()))
 
     def front(self) -> list[str]:
