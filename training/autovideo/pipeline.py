@@ -164,7 +164,12 @@ class Pipeline:
             for name in checked.graph.order():
                 if wanted is None or name in wanted:
                     ran[name] = self._step(checked, name, ran, own, project, dataset)
-        return PipelineRun(self.document, ran, workspace)
+            run = PipelineRun(self.document, ran, workspace)
+            if wanted is None:
+                from training.autovideo.run_record import log_run
+
+                log_run(run, project)
+        return run
 
     def _step(
         self,

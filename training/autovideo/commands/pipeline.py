@@ -119,6 +119,7 @@ def run(
     Console().print(table)
     for name, value in sorted(done.metrics().items()):
         print(f"{name:<32} {value:.4g}")
+    print(f"page: {done.workspace / 'page' / 'page.html'}" if only is None else "")
     print(f"workspace: {done.workspace}" + (f"; saved: {save}" if save else ""))
 
 
