@@ -1,19 +1,19 @@
 """Loss, prediction and cost of a recogniser in a pipeline."""
 
 import fnmatch
+import functools
 import importlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from training.autovideo.augment.augmentation import Augmentation
 from training.autovideo.config import NetConfig
 from training.autovideo.recognisers import Recogniser, RecogniserConfig
 from training.core.config import ConfigError, OptimConfig
@@ -22,6 +22,9 @@ from training.core.system import ClipBatch, CostRow, Prediction, RawBatch, StepO
 from training.core.transforms import MEAN_STD, ClipTransform
 from training.core.views import VIEWS_AT_ONCE, split_views
 from training.core.weights import load_published
+
+if TYPE_CHECKING:
+    from training.autovideo.augment.augmentation import Augmentation
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +103,7 @@ class AutoVideoSystem(System):
         # Augmenters work on pixels in 0…1, so the statistics come last.
         self._transform = ClipTransform(data.transform.model_copy(update={"normalise": "unit"}))
         self._mean, self._std = MEAN_STD[data.transform.normalise]
-        self._augment = Augmentation(config.augment) if config.augment else None
+        self._uses = config.augment
         if root is not None and self._settings.weights is not None:
             self._load_published(recogniser, root)
 
@@ -197,6 +200,13 @@ class AutoVideoSystem(System):
             video_BCTHW, mixed_BK = self._augment(video_BCTHW, batch.seed_B, target_BK)
             target_BK = target_BK if mixed_BK is None else mixed_BK
         return TargetBatch(**{**vars(batch), "video_BCTHW": self._normalised(video_BCTHW)}, target_BK=target_BK)
+
+    @functools.cached_property
+    def _augment(self) -> "Augmentation | None":
+        """Made when the first training batch comes: a served model needs neither the augmenters nor their library."""
+        from training.autovideo.augment.augmentation import Augmentation
+
+        return Augmentation(self._uses) if self._uses else None
 
     def _normalised(self, video_BCTHW: Tensor) -> Tensor:
         result = torch.empty_like(video_BCTHW)
