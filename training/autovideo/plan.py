@@ -1,7 +1,7 @@
 """From a document to the config of the stage that trains its net.
 
-The steps between shards and learner say how clips come about, the learner's settings say how it is trained. Together they
-are the config of `autovideo_train`: what the trainer, the registry and a served model know of the pipeline.
+The steps between shards and learner say how clips come about, the learner's settings say how it is trained. Together
+they are the config of `autovideo_train`: what the trainer, the registry and a served model know of the pipeline.
 """
 
 import copy
@@ -88,7 +88,8 @@ def only_learner(document: "Document") -> str:
     found = learners(document)
     if len(found) != 1:
         raise ConfigError(
-            f"pipeline {document.name!r} has {len(found)} recognisers ({', '.join(found) or 'none'}); one is needed here"
+            f"pipeline {document.name!r} has {len(found)} recognisers ({', '.join(found) or 'none'}); one is needed "
+            "here"
         )
     return found[0]
 
@@ -99,7 +100,8 @@ def _steps(settings: RecogniserConfig, num_train: int | None, step: str) -> int:
     assert settings.epochs is not None
     if num_train is None:
         raise ConfigError(
-            f"step {step!r}: the number of training videos is not known here, so `epochs` cannot be counted: write `steps`"
+            f"step {step!r}: the number of training videos is not known here, so `epochs` cannot be counted: write "
+            "`steps`"
         )
     return max(1, math.ceil(settings.epochs * num_train / settings.batch_size))
 

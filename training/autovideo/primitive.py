@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from training.autovideo.values import Context, Value
 
 Kind = Literal[
-    "reader", "selector", "decoder", "transform", "augment", "combine", "extractor", "learner", "evaluator", "ensembler",
-    "exporter",
+    "reader", "selector", "decoder", "transform", "augment", "combine", "extractor", "learner", "evaluator",
+    "ensembler", "exporter",
 ]  # fmt: skip
 """What a primitive is for; a closed set."""
 

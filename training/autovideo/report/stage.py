@@ -59,8 +59,8 @@ class AutoVideoReport:
         for run in self.results["autovideo_train"]:
             metrics = json.loads((run / "metrics.json").read_text())
             config = json.loads((run / "config.json").read_text())
-            row = {"name": run.name, "net": config["learner"]["use"], "val": metrics["val/top1"],
-                   "gmac": metrics["val/gmac_per_video"], "params": metrics["val/params"], "test": None, "videos": None}  # fmt: skip
+            row = {"name": run.name, "net": config["learner"]["use"], "test": None, "videos": None}
+            row |= {"val": metrics["val/top1"], "gmac": metrics["val/gmac_per_video"], "params": metrics["val/params"]}
             if run.name in tested and (tested[run.name] / "metrics.json").exists():
                 test = json.loads((tested[run.name] / "metrics.json").read_text())
                 row |= {"test": test["test/top1"], "videos": int(test["test/num_evaluated"])}
