@@ -106,9 +106,11 @@ def shown(board: Mapping[str, Any]) -> dict[str, Any]:
 def with_lists(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return choices with each ordered list as one text, `brightness, hflip`, instead of a place for each item."""
     joined = dict(flat)
-    heads = [name for name in flat if any(other.startswith(f"{name}:") for other in flat)]
-    for head in heads:
+    for head in flat:
+        # `net:recognition/tsm.lr` is a setting of a step's alternative, no item of a list.
         places = {name: flat[name] for name in flat if name.startswith(f"{head}:") and "." not in name[len(head) + 1 :]}
+        if not places:
+            continue
         chosen = sorted((place, name) for name, place in places.items() if place)
         joined[head] = ", ".join(name.rpartition("/")[2] for _, name in chosen) if flat[head] is not None else None
         for name in places:
