@@ -1,6 +1,7 @@
 """Pipelines as objects: from a document or a dict to a fitted pipeline that is saved, loaded and predicts.
 
-from training.autovideo.pipeline import FittedPipeline, Pipeline
+from training.autovideo.fitted import FittedPipeline
+from training.autovideo.pipeline import Pipeline
 
 fitted = Pipeline.from_yaml("pipeline.yaml").fit()
 fitted.save(Path("my_model"))

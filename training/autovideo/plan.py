@@ -109,7 +109,7 @@ def _steps(settings: RecogniserConfig, num_train: int | None, step: str) -> int:
 def _fit(settings: RecogniserConfig, seed: int, steps: int) -> dict[str, Any]:
     rates = {"main": settings.lr}
     if settings.policy == "tsn":
-        # §11.2 of the README: weights as they are; biases twice as fast; what does not decay is in `System.undecayed`.
+        # Weights as they are, biases twice as fast; what does not decay is in `System.undecayed` (§6 of the README).
         rates = {name: settings.lr * factor for name, factor in TSN_RATES.items()}
     return {
         "steps": steps,
@@ -140,4 +140,4 @@ def _fit(settings: RecogniserConfig, seed: int, steps: int) -> dict[str, Any]:
 
 
 TSN_RATES = {"first_conv_weight": 1.0, "first_conv_bias": 2.0, "normal_weight": 1.0, "normal_bias": 2.0, "norm": 1.0}
-"""Parameter groups of TSN (§11.2) → factor of the learning rate."""
+"""Parameter groups of TSN (§6 of the README) → factor of the learning rate."""

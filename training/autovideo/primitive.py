@@ -1,8 +1,7 @@
 """What a primitive is: a declared, serialisable step of a pipeline.
 
 A primitive declares a typed config, named and typed ports, a kind and how far it repeats itself; all of that is read
-without torch. What it does is in its hooks, which import what they need when they are called. The contract is that of
-§10.1 of the AutoVideo notes in this family's README.
+without torch. What it does is in its hooks, which import what they need when they are called. §3 of the README.
 """
 
 import re
