@@ -193,7 +193,7 @@ class FittedPipeline:
         """Return the scores of a split.
 
         Args:
-            shards: folder of shards; None: those that the pipeline was fitted on (a loaded pipeline must be given one).
+            shards: folder of shards; None: those that the pipeline was fitted on. A loaded pipeline must be given some.
             split: train, val or test.
 
         Raises:

@@ -210,8 +210,8 @@ class Pipeline:
             raise StepFailed(f"step {name!r} ({bound.primitive.id}) failed: {type(error).__name__}: {error}") from error
         if set(values) != set(bound.primitive.outputs):
             raise StepFailed(
-                f"step {name!r}: {bound.primitive.id} made {sorted(values)}, and declares "
-                f"{sorted(bound.primitive.outputs)}"
+                f"step {name!r}: {bound.primitive.id} made {sorted(values)}, "
+                f"and declares {sorted(bound.primitive.outputs)}"
             )
         write_values(context.work / "values.json", values)
         return Ran(name, values, False, time.monotonic() - started, key)
