@@ -5,8 +5,8 @@
     python -m benchmarks.autovideo_gpu stages <shards> [--params params/templates/autovideo.yaml] [--steps 60]
 
 `speed` trains the published nets on one batch that lies on the device, under a mode of torch in which any wait for the
-device is an error; the loss must fall. `augment` runs every augmenter of the catalogue in that mode. `stages` goes through
-the code that the stages run, without Ray and MLflow.
+device is an error; the loss must fall. `augment` runs every augmenter of the catalogue in that mode. `stages` goes
+through the code that the stages run, without Ray and MLflow.
 """
 
 import argparse
@@ -36,9 +36,7 @@ PRESETS = {
 FRAMES = {"tsn": 8, "tsm": 8, "i3d": 32}
 """Frames where the preset's are too many for a quick step."""
 
-AUGMENT = [
-    {"use": "augment/hflip"}, {"use": "augment/color_jitter"}, {"use": "augment/rotate"}, {"use": "augment/gaussian_blur"},
-]  # fmt: skip
+AUGMENT = [{"use": f"augment/{name}"} for name in ("hflip", "color_jitter", "rotate", "gaussian_blur")]
 
 
 def document(

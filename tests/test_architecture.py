@@ -234,7 +234,9 @@ def test_each_family_has_a_template_and_a_list_of_data_sets() -> None:
                 if not stage.found:
                     validate(stage.config, values, str(ref))
                     continue
-                with pytest.raises(ConfigError) as caught:  # what a search will find is missing, and what follows from it
+                with pytest.raises(
+                    ConfigError
+                ) as caught:  # what a search will find is missing, and what follows from it
                     validate(stage.config, values, str(ref))
                 lines = str(caught.value).splitlines()[1:]
                 assert {*stage.found} <= {line.split(":")[0].strip() for line in lines}

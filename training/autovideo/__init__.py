@@ -3,8 +3,7 @@
 Importing this package, and everything that only declares or checks, does not import torch.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.autovideo.config import (
     EvalConfig,

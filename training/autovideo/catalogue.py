@@ -3,7 +3,8 @@
     [project.entry-points."fovea.primitives"]
     my_primitives = "my_package.primitives"      # a module, or one class: "my_package.primitives:MyAugmenter"
 
-Nothing is registered at import: the catalogue reads a fixed list of modules and the entry points when it is first asked.
+Nothing is registered at import: the catalogue reads a fixed list of modules and the entry points when it is first
+asked.
 """
 
 import difflib
@@ -42,9 +43,9 @@ MODULES = (
 def in_module(module: ModuleType) -> Iterator[type[Primitive]]:
     """Yield the primitives that a module defines, in the order of its source."""
     for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Primitive) and value.__module__ == module.__name__:
-            if "id" in vars(value):
-                yield value
+        ours = isinstance(value, type) and issubclass(value, Primitive) and value.__module__ == module.__name__
+        if ours and "id" in vars(value):
+            yield value
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Configuration of the AutoVideo stages. What is set is a pipeline (`document.py`); the stages' own fields follow from it."""
+"""Configuration of the AutoVideo stages: what is set is a pipeline (`document.py`), and their own fields follow."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -133,7 +133,7 @@ class SearchConfig(NetConfig, BaseSearchConfig):
     budget: Budget
     """No trial starts when it is used up."""
     objectives: tuple[str, ...] = Field(min_length=1)
-    """`metric` first, the accuracy on val; further ones (gmac, params) are made small, and tpe searches for the front."""
+    """`metric` first, the accuracy on val; further ones (gmac, params) are made small: tpe searches for the front."""
     engines: dict[str, dict[str, Any]]
     """Settings of each engine, by name (`engines.py`)."""
 

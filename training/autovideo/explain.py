@@ -37,7 +37,9 @@ def default(field: FieldInfo) -> Any:
     """Return the default of a field that has one, as a plain value."""
     value = field.get_default(call_default_factory=True)
     annotation: Any = field.annotation
-    return TypeAdapter(annotation).dump_python(value, mode="json")
+    adapter = TypeAdapter(annotation)
+    # Primitives inside configs are declared as they stand in documents.
+    return adapter.dump_python(adapter.validate_python(value) if field.validate_default else value, mode="json")
 
 
 def cost_of(bound: Bound) -> dict[str, Any]:

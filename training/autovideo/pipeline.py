@@ -1,6 +1,7 @@
 """Pipelines as objects: from a document or a dict to a fitted pipeline that is saved, loaded and predicts.
 
-from training.autovideo.pipeline import FittedPipeline, Pipeline
+from training.autovideo.fitted import FittedPipeline
+from training.autovideo.pipeline import Pipeline
 
 fitted = Pipeline.from_yaml("pipeline.yaml").fit()
 fitted.save(Path("my_model"))
@@ -214,7 +215,8 @@ class Pipeline:
             raise StepFailed(f"step {name!r} ({bound.primitive.id}) failed: {type(error).__name__}: {error}") from error
         if set(values) != set(bound.primitive.outputs):
             raise StepFailed(
-                f"step {name!r}: {bound.primitive.id} made {sorted(values)}, and declares {sorted(bound.primitive.outputs)}"
+                f"step {name!r}: {bound.primitive.id} made {sorted(values)}, "
+                f"and declares {sorted(bound.primitive.outputs)}"
             )
         write_values(context.work / "values.json", values)
         return Ran(name, values, False, time.monotonic() - started, key)

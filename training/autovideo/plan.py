@@ -1,7 +1,7 @@
 """From a document to the config of the stage that trains its net.
 
-The steps between shards and learner say how clips come about, the learner's settings say how it is trained. Together they
-are the config of `autovideo_train`: what the trainer, the registry and a served model know of the pipeline.
+The steps between shards and learner say how clips come about, the learner's settings say how it is trained. Together
+they are the config of `autovideo_train`: what the trainer, the registry and a served model know of the pipeline.
 """
 
 import copy
@@ -88,7 +88,8 @@ def only_learner(document: "Document") -> str:
     found = learners(document)
     if len(found) != 1:
         raise ConfigError(
-            f"pipeline {document.name!r} has {len(found)} recognisers ({', '.join(found) or 'none'}); one is needed here"
+            f"pipeline {document.name!r} has {len(found)} recognisers ({', '.join(found) or 'none'}); one is needed "
+            "here"
         )
     return found[0]
 
@@ -99,7 +100,8 @@ def _steps(settings: RecogniserConfig, num_train: int | None, step: str) -> int:
     assert settings.epochs is not None
     if num_train is None:
         raise ConfigError(
-            f"step {step!r}: the number of training videos is not known here, so `epochs` cannot be counted: write `steps`"
+            f"step {step!r}: the number of training videos is not known here, so `epochs` cannot be counted: write "
+            "`steps`"
         )
     return max(1, math.ceil(settings.epochs * num_train / settings.batch_size))
 
@@ -107,7 +109,7 @@ def _steps(settings: RecogniserConfig, num_train: int | None, step: str) -> int:
 def _fit(settings: RecogniserConfig, seed: int, steps: int) -> dict[str, Any]:
     rates = {"main": settings.lr}
     if settings.policy == "tsn":
-        # §11.2 of the README: weights as they are; biases twice as fast; what does not decay is in `System.undecayed`.
+        # Weights as they are, biases twice as fast; what does not decay is in `System.undecayed` (§6 of the README).
         rates = {name: settings.lr * factor for name, factor in TSN_RATES.items()}
     return {
         "steps": steps,
@@ -138,4 +140,4 @@ def _fit(settings: RecogniserConfig, seed: int, steps: int) -> dict[str, Any]:
 
 
 TSN_RATES = {"first_conv_weight": 1.0, "first_conv_bias": 2.0, "normal_weight": 1.0, "normal_bias": 2.0, "norm": 1.0}
-"""Parameter groups of TSN (§11.2) → factor of the learning rate."""
+"""Parameter groups of TSN (§6 of the README) → factor of the learning rate."""

@@ -1,8 +1,7 @@
 """What a primitive is: a declared, serialisable step of a pipeline.
 
 A primitive declares a typed config, named and typed ports, a kind and how far it repeats itself; all of that is read
-without torch. What it does is in its hooks, which import what they need when they are called. The contract is that of
-§10.1 of the AutoVideo notes in this family's README.
+without torch. What it does is in its hooks, which import what they need when they are called. §3 of the README.
 """
 
 import re
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from training.autovideo.values import Context, Value
 
 Kind = Literal[
-    "reader", "selector", "decoder", "transform", "augment", "combine", "extractor", "learner", "evaluator", "ensembler",
-    "exporter",
+    "reader", "selector", "decoder", "transform", "augment", "combine", "extractor", "learner", "evaluator",
+    "ensembler", "exporter",
 ]  # fmt: skip
 """What a primitive is for; a closed set."""
 

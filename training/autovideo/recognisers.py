@@ -22,7 +22,7 @@ class RecogniserConfig(PrimitiveConfig):
 
     width: float = setting(1.0, help="multiplies all channel counts; 0.25 for small nets", gt=0, le=4)
     weights: WeightsFile | None = setting(None, help="published weights to start from: path and sha256")
-    layout: str = setting("fovea", help="names of the tensors in that file; `fovea primitives show` lists them")
+    layout: str = setting("fovea", help="names of the tensors in that file; the text above lists the known ones")
     freeze: Freeze = setting(
         "none",
         help="what is not trained: nothing, all normalisations, all but the first (TSN's partial BN), or all but the "
@@ -87,7 +87,7 @@ class Recogniser(Primitive):
     """`module:function` of (config, number of classes) → `nn.Module` from (B,3,T,H,W) to logits (B,K), with `heads`
     (patterns of the classifier's parameters), `parts()` and `check_input(frames, height, width)`."""
     layouts: ClassVar[str] = ""
-    """`module:mapping` from names of weight layouts to converters (`training.core.weights.Convert`); '' has only ours."""
+    """`module:mapping` from names of weight layouts to converters (`training.core.weights.Convert`); '': ours only."""
     normalise: ClassVar[str] = "imagenet"
     """Statistics that its published weights expect (`TransformConfig.normalise`)."""
 
@@ -120,10 +120,14 @@ class TSNConfig(FrameNetConfig):
 
 @primitive("recognition/tsn")
 class TSN(Recogniser):
-    """Temporal Segment Networks (Wang et al. 2016): a 2D net on each segment's frame, logits averaged."""
+    """Temporal Segment Networks (Wang et al. 2016): a 2D net on each segment's frame, logits averaged.
+
+    Weight layouts: fovea, torchvision (an image net), mmaction2, mit, mit_online.
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = TSNConfig
     network = "training.autovideo.networks:tsn"
+    example = "{id: net, use: recognition/tsn, in: clip, with: {steps: 1000}}"
     layouts = "training.backbones.segment_nets:LAYOUTS"
 
 
@@ -138,10 +142,14 @@ class TSMConfig(FrameNetConfig):
 
 @primitive("recognition/tsm")
 class TSM(Recogniser):
-    """Temporal Shift Module (Lin et al. 2019): TSN whose residual branches see neighbouring frames, at no cost."""
+    """Temporal Shift Module (Lin et al. 2019): TSN whose residual branches see neighbouring frames, at no cost.
+
+    Weight layouts: fovea, torchvision (an image net), mmaction2, mit, mit_online.
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = TSMConfig
     network = "training.autovideo.networks:tsm"
+    example = "{id: net, use: recognition/tsm, in: clip, with: {steps: 1000}}"
     layouts = "training.backbones.segment_nets:LAYOUTS"
 
 
@@ -153,39 +161,55 @@ class ClipNetConfig(RecogniserConfig):
 
 @primitive("recognition/i3d")
 class I3D(Recogniser):
-    """Inflated Inception-v1 (Carreira and Zisserman 2017); at least 16 frames."""
+    """Inflated Inception-v1 (Carreira and Zisserman 2017); at least 16 frames.
+
+    Weight layouts: fovea, piergiaj, hassony2, torchvision_googlenet (an image net).
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = ClipNetConfig
     network = "training.autovideo.networks:i3d"
+    example = "{id: net, use: recognition/i3d, in: clip, with: {steps: 1000}}"
     layouts = "training.backbones.i3d:LAYOUTS"
     normalise = "symmetric"
 
 
 @primitive("recognition/i3d_resnet")
 class I3DResNet(Recogniser):
-    """Inflated ResNet-50 (Wang et al. 2018)."""
+    """Inflated ResNet-50 (Wang et al. 2018).
+
+    Weight layouts: fovea, mmaction2, torchvision_resnet50 (an image net).
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = ClipNetConfig
     network = "training.autovideo.networks:i3d_resnet"
+    example = "{id: net, use: recognition/i3d_resnet, in: clip, with: {steps: 1000}}"
     layouts = "training.backbones.i3d_resnet:LAYOUTS"
 
 
 @primitive("recognition/eco_lite")
 class ECOLite(Recogniser):
-    """ECO Lite (Zolfaghari et al. 2018): BN-Inception's first part per frame, a 3D ResNet over the frames' maps."""
+    """ECO Lite (Zolfaghari et al. 2018): BN-Inception's first part per frame, a 3D ResNet over the frames' maps.
+
+    Weight layouts: fovea, eco_pytorch, bninception (the 2D part only), c3d_resnet18 (the 3D part only).
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = ClipNetConfig
     network = "training.autovideo.networks:eco_lite"
+    example = "{id: net, use: recognition/eco_lite, in: clip, with: {steps: 1000}}"
     layouts = "training.backbones.eco:LAYOUTS"
     normalise = "bninception"
 
 
 @primitive("recognition/eco_full")
 class ECOFull(Recogniser):
-    """ECO Full: Lite beside the whole BN-Inception, averaged over frames."""
+    """ECO Full: Lite beside the whole BN-Inception, averaged over frames.
+
+    Weight layouts: fovea, eco_pytorch, bninception (the 2D part only), c3d_resnet18 (the 3D part only).
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = ClipNetConfig
     network = "training.autovideo.networks:eco_full"
+    example = "{id: net, use: recognition/eco_full, in: clip, with: {steps: 1000}}"
     layouts = "training.backbones.eco:LAYOUTS"
     normalise = "bninception"
 
@@ -199,10 +223,14 @@ class C3DConfig(ClipNetConfig):
 
 @primitive("recognition/c3d")
 class C3D(Recogniser):
-    """C3D (Tran et al. 2015): exactly 16 frames of 112 × 112, unless adaptive."""
+    """C3D (Tran et al. 2015): exactly 16 frames of 112 × 112, unless adaptive.
+
+    Weight layouts: fovea, sports1m, sequential, mmaction2.
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = C3DConfig
     network = "training.autovideo.networks:c3d"
+    example = "{id: net, use: recognition/c3d, in: clip, with: {steps: 1000}}"
     layouts = "training.backbones.c3d:LAYOUTS"
     normalise = "kinetics"
 
@@ -219,10 +247,14 @@ class R2Plus1DConfig(ClipNetConfig):
 
 @primitive("recognition/r2plus1d")
 class R2Plus1D(Recogniser):
-    """R(2+1)D (Tran et al. 2018): each 3D convolution divided into one over space and one over time."""
+    """R(2+1)D (Tran et al. 2018): each 3D convolution divided into one over space and one over time.
+
+    Weight layouts: fovea, torchvision (forms tv and paper), hara (form hara).
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = R2Plus1DConfig
     network = "training.autovideo.networks:r2plus1d"
+    example = "{id: net, use: recognition/r2plus1d, in: clip, with: {steps: 1000}}"
     layouts = "training.autovideo.networks:R2PLUS1D_LAYOUTS"
     normalise = "kinetics"
 
@@ -243,9 +275,13 @@ class R3DConfig(ClipNetConfig):
 
 @primitive("recognition/r3d")
 class R3D(Recogniser):
-    """R3D (Tran et al. 2018; Hara et al. 2018): a 3D ResNet; the two forms differ four- to fivefold in cost."""
+    """R3D (Tran et al. 2018; Hara et al. 2018): a 3D ResNet; the two forms differ four- to fivefold in cost.
+
+    Weight layouts: fovea, torchvision (form tv), hara (form hara).
+    """
 
     Config: ClassVar[type[PrimitiveConfig]] = R3DConfig
     network = "training.autovideo.networks:r3d"
+    example = "{id: net, use: recognition/r3d, in: clip, with: {steps: 1000}}"
     layouts = "training.autovideo.networks:R3D_LAYOUTS"
     normalise = "kinetics"

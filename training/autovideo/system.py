@@ -144,8 +144,8 @@ class AutoVideoSystem(System):
         parts = cast(Network, self.net).parts()
         if self._settings.freeze_parts >= len(parts):
             raise ConfigError(
-                f"freeze_parts is {self._settings.freeze_parts}, and the net has {len(parts)} parts, the classifier being "
-                f"the last: {', '.join(name for name, _ in parts)}"
+                f"freeze_parts is {self._settings.freeze_parts}, and the net has {len(parts)} parts, the classifier "
+                f"being the last: {', '.join(name for name, _ in parts)}"
             )
         frozen = [module for _, module in parts[: self._settings.freeze_parts]]
         norms = [module for module in self.net.modules() if isinstance(module, NORMS)]

@@ -1,7 +1,7 @@
 """Trains a learner of a pipeline by a registered stage, in a workspace that looks like a project.
 
-The workspace has params.yaml, params/<dataset>.yaml and a link to the shards, so `run_stage` does what it does for every
-system: locks, checkpoints, resuming after a kill, MLflow, model folder.
+The workspace has params.yaml, params/<dataset>.yaml and a link to the shards, so `run_stage` does what it does for
+every system: locks, checkpoints, resuming after a kill, MLflow, model folder.
 """
 
 import os

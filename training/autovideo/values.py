@@ -164,6 +164,8 @@ class Context:
     """Data set that the pipeline is run on, where it was named from outside."""
 
     @classmethod
-    def alone(cls, step: str, seed: int, work: Path, settings: Settings, document: "Document | None" = None) -> "Context":
+    def alone(
+        cls, step: str, seed: int, work: Path, settings: Settings, document: "Document | None" = None
+    ) -> "Context":
         """Return the context of a step outside a run: all settings are the same."""
         return cls(step, seed, work, settings, settings, settings, document)

@@ -11,8 +11,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from training.autovideo.catalogue import catalogue, configure
 from training.autovideo.commands import pipeline, primitives
 from training.autovideo.plain import read_yaml, write_yaml
+from training.autovideo.recognisers import Recogniser
+from training.autovideo.system import layouts_of
 from training.core.config import ConfigError
 
 FOLDER = Path(__file__).parent
@@ -195,3 +198,21 @@ def test_errors_of_ours_keep_their_trace() -> None:
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "RuntimeError: ours" in result.stderr
+
+
+def test_every_primitive_is_shown_with_an_example() -> None:
+    for name, item in catalogue().items():
+        found = primitives.facts(item)
+        assert primitives.page(found).startswith(f"{name}, version ")
+        json.dumps(found)
+        if item.kind == "learner" and name.startswith("recognition/"):
+            step = read_yaml(found["example"], name)
+            configure(step["use"], step["with"], name)
+
+
+def test_recognisers_name_their_weight_layouts() -> None:
+    for name, item in catalogue().items():
+        if issubclass(item, Recogniser):
+            config = configure(name, {"steps": 1}, name)
+            (line,) = re.findall(r"Weight layouts: (.*)\.$", str(item.__doc__), re.M)
+            assert set(re.sub(r" \([^)]*\)", "", line).split(", ")) == set(layouts_of(item(config))), name

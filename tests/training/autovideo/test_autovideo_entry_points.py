@@ -93,11 +93,27 @@ def test_an_installed_package_is_listed_and_shown(installed: Path) -> None:
     ]
     shown = fovea(installed, "primitives", "show", "augment/example_tint").stdout
     assert "of fovea-example-primitives\n" in shown
-    assert "Probability per clip." in shown
+    assert "Share of the tint." in shown
     assert "{id: tint, use: augment/example_tint, in: clip, with: {p: 0.5, strength: 0.2}}" in shown
     without = fovea(None, "primitives", "list")  # the control
     assert without.returncode == 0
     assert "example_tint" not in without.stdout
+
+
+def test_its_augmenter_changes_pixels(installed: Path) -> None:
+    code = (
+        "import torch\n"
+        "from training.autovideo.augment.augmentation import Augmentation\n"
+        "from training.autovideo.use import Use\n"
+        "tint = Augmentation([Use(use='augment/example_tint', settings={'p': 1.0, 'strength': 0.5})])\n"
+        "video, _ = tint(torch.zeros(2, 3, 2, 4, 5), torch.arange(2))\n"
+        "print(video.mean(dim=(0, 2, 3, 4)).tolist())"
+    )
+    paths = os.pathsep.join([str(installed), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": paths}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert result.stdout == "[0.5, 0.0, 0.0]\n", result.stderr
 
 
 def test_a_document_uses_it(installed: Path, tmp_path: Path) -> None:

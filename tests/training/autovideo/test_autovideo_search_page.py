@@ -14,6 +14,7 @@ from training.autovideo.report import charts
 from training.autovideo.report.records import read_leaderboard, short_names
 from training.autovideo.report.run_page import RunReport
 from training.autovideo.report.search_page import SearchReport
+from training.autovideo.report.stage import with_lists
 from training.core.config import ConfigError
 from training.core.evaluate import Evaluation, Predictions
 from training.core.metrics import classification_metrics
@@ -311,3 +312,9 @@ def test_page_of_a_run(tmp_path, evaluation):
         assert part in words
     RunReport(YAML, {}).write(tmp_path / "empty")
     assert "No step of the pipeline evaluates" in read(tmp_path / "empty")
+
+
+def test_settings_of_an_alternative_are_no_items_of_a_list():
+    settings = {"net": "recognition/tsn", "net:recognition/tsn.lr": 0.1, "aug.of:augment/hflip.p": 0.5}
+    items = {"aug.of": 2.0, "aug.of:augment/hflip": 2.0, "aug.of:augment/rotate": 1.0}
+    assert with_lists({**settings, **items}) == {**settings, "aug.of": "rotate, hflip"}

@@ -135,7 +135,9 @@ def augmenter(identifier: str, where: str) -> type[Augmenter]:
 
     found = find(identifier, where)
     if not issubclass(found, Augmenter):
-        raise ConfigError(f"{where}: {identifier!r} is a primitive of kind {found.kind}, not an augmenter")
+        raise ConfigError(
+            f"{where}: {identifier!r} is no augmenter: it is of kind {found.kind}, its class no subclass of Augmenter"
+        )
     return found
 
 

@@ -1,9 +1,9 @@
 """The corruptions of ImageNet-C and its four further ones (Hendrycks and Dietterich 2019), in five severities.
 
 Strengths of noise, blur (but for motion), colour, pixelate and JPEG follow the published code, against which they have
-not been compared. Lengths there are pixels of a picture of 224; here they grow with the short side. Fog, frost, snow, spatter, motion blur and the elastic
-transform are ours, with strengths of our own that look alike: frost there is photographs, snow and spatter are made
-with the help of ImageMagick and OpenCV.
+not been compared. Lengths there are pixels of a picture of 224; here they grow with the short side. Fog, frost, snow,
+spatter, motion blur and the elastic transform are ours, with strengths of our own that look alike: frost there is
+photographs, snow and spatter are made with the help of ImageMagick and OpenCV.
 """
 
 from collections.abc import Callable

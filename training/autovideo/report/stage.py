@@ -59,8 +59,8 @@ class AutoVideoReport:
         for run in self.results["autovideo_train"]:
             metrics = json.loads((run / "metrics.json").read_text())
             config = json.loads((run / "config.json").read_text())
-            row = {"name": run.name, "net": config["learner"]["use"], "val": metrics["val/top1"],
-                   "gmac": metrics["val/gmac_per_video"], "params": metrics["val/params"], "test": None, "videos": None}  # fmt: skip
+            row = {"name": run.name, "net": config["learner"]["use"], "test": None, "videos": None}
+            row |= {"val": metrics["val/top1"], "gmac": metrics["val/gmac_per_video"], "params": metrics["val/params"]}
             if run.name in tested and (tested[run.name] / "metrics.json").exists():
                 test = json.loads((tested[run.name] / "metrics.json").read_text())
                 row |= {"test": test["test/top1"], "videos": int(test["test/num_evaluated"])}
@@ -106,9 +106,11 @@ def shown(board: Mapping[str, Any]) -> dict[str, Any]:
 def with_lists(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return choices with each ordered list as one text, `brightness, hflip`, instead of a place for each item."""
     joined = dict(flat)
-    heads = [name for name in flat if any(other.startswith(f"{name}:") for other in flat)]
-    for head in heads:
+    for head in flat:
+        # `net:recognition/tsm.lr` is a setting of a step's alternative, no item of a list.
         places = {name: flat[name] for name in flat if name.startswith(f"{head}:") and "." not in name[len(head) + 1 :]}
+        if not places:
+            continue
         chosen = sorted((place, name) for name, place in places.items() if place)
         joined[head] = ", ".join(name.rpartition("/")[2] for _, name in chosen) if flat[head] is not None else None
         for name in places:

@@ -51,8 +51,8 @@ class SpaceBuilder:
                 labelled[NONE] = Alternative(None)
                 continue
             fields = find(use.use, where).Config.model_fields
-            # What the document sets of the step goes on wherever the alternative has a setting of that name: the recipe of
-            # a training is not written again for every net.
+            # What the document sets of the step goes on wherever the alternative has a setting of that name: the recipe
+            # of a training is not written again for every net.
             kept = {name: value for name, value in own.settings.items() if name in fields}
             label = _free(use.use, labelled)
             labelled[label] = Alternative(use.use, {**kept, **use.settings})

@@ -3,33 +3,32 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from training.autovideo.augment.augmenter import Augmenter, ChanceConfig
 from training.autovideo.domains import floats
-from training.autovideo.primitive import Input, Kind, Port, Primitive, PrimitiveConfig, primitive, setting
-from training.autovideo.use import Use
+from training.autovideo.primitive import Input, Kind, Port, Primitive, primitive, setting
 from training.autovideo.values import Context, Metrics, Value
 
 
-class TintConfig(PrimitiveConfig):
+class TintConfig(ChanceConfig):
     """Settings of `ExampleTint`."""
 
-    p: float = setting(0.5, help="Probability per clip.", ge=0, le=1, search=floats(0, 1))
-    strength: float = setting(0.2, help="Share of the tint.", ge=0, le=1)
+    strength: float = setting(0.2, help="Share of the tint.", ge=0, le=1, search=floats(0, 0.5))
 
 
 @primitive("augment/example_tint")
-class ExampleTint(Primitive):
-    """Mix one colour into all frames of a clip."""
+class ExampleTint(Augmenter):
+    """Mix red into all frames of a clip."""
 
-    kind: ClassVar[Kind] = "augment"
     Config = TintConfig
-    inputs: ClassVar[Mapping[str, Input]] = {"clips": Input(Port.CLIP)}
-    outputs: ClassVar[Mapping[str, Port]] = {"clips": Port.CLIP}
+    operation = "fovea_example_primitives:tint"
     example = "{id: tint, use: augment/example_tint, in: clip, with: {p: 0.5, strength: 0.2}}"
 
-    def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
-        """Add this augmenter to the recipe of the clips."""
-        clips: Any = inputs["clips"]
-        return {"clips": clips.then(Use(use=self.id, settings=self.config.model_dump()))}
+
+def tint(video_BCTHW: Any, config: TintConfig, draw: Any) -> Any:
+    """Return changed clips, 0…1; where chance is needed, it comes from `draw`."""
+    changed = video_BCTHW.clone()
+    changed[:, 0] = changed[:, 0] * (1 - config.strength) + config.strength
+    return changed
 
 
 @primitive("evaluator/example_count")
