@@ -1,5 +1,6 @@
 """Documents for people: what each step does and takes, the graph as text or drawing, what differs between two."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,9 @@ from pydantic.fields import FieldInfo
 
 from training.autovideo.document import Bound, Checked, Document
 from training.autovideo.plain import join, one_line
+from training.autovideo.plan import clips_of
+from training.autovideo.primitive import Port
+from training.core.config import ConfigError
 
 Format = Literal["text", "mermaid", "dot"]
 
@@ -42,10 +46,18 @@ def default(field: FieldInfo) -> Any:
     return adapter.dump_python(adapter.validate_python(value) if field.validate_default else value, mode="json")
 
 
-def cost_of(bound: Bound) -> dict[str, Any]:
-    """Return what one video costs as far as the step knows it without its inputs; empty where it does not."""
+def cost_of(checked: Checked, step: str) -> dict[str, Any]:
+    """Return what one video costs as far as the step knows it before anything runs; empty where it does not.
+
+    Recipes of clips are known before there are any, so that a net's cost follows from the document.
+    """
+    known: dict[str, Any] = {}
     try:
-        return dict(bound.make().cost({}))
+        for name, edges in checked.graph.inputs(step).items():
+            if checked.steps[step].primitive.inputs[name].port is Port.CLIP and len(edges) == 1:
+                with contextlib.suppress(ConfigError):  # another package's decoder: what depends on it is unknown
+                    known[name] = clips_of(checked, edges[0].source)
+        return dict(checked.steps[step].make().cost(known))
     except KeyError:
         return {}
     except Exception as error:  # of a primitive; the other steps are still explained
@@ -85,7 +97,7 @@ def _row(checked: Checked, step: str, level: int) -> dict[str, Any]:
         ],
         "outputs": {name: str(port) for name, port in bound.primitive.outputs.items()},
         "settings": changed_settings(bound),
-        "cost": cost_of(bound),
+        "cost": cost_of(checked, step),
     }
 
 

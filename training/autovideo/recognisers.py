@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from training.autovideo.domains import choice, floats
 from training.autovideo.primitive import Input, Port, Primitive, PrimitiveConfig, primitive, setting
-from training.autovideo.values import Context, Model, Value
+from training.autovideo.values import Clips, Context, Model, Value
 from training.core.config import WeightsFile
 
 Freeze = Literal["none", "norms", "later_norms", "backbone"]
@@ -100,6 +100,25 @@ class Recogniser(Primitive):
     def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
         """See `Primitive.produce`."""
         return {"model": state}
+
+    def cost(self, inputs: Mapping[str, Value]) -> dict[str, float]:
+        """Return macs and params of one video, from the network on the meta device.
+
+        The classes are those of the shards; 400 where there are none yet.
+
+        Raises:
+            ConfigError: the network cannot take the clips.
+        """
+        from training.autovideo.system import network_cost
+
+        clips = inputs["clips"]
+        assert isinstance(clips, Clips)
+        transform = clips.data["transform"]
+        side = transform.get("eval_size") or transform["size"]
+        views = int(clips.data.get("eval_clips", 1)) * int(transform.get("eval_crops", 1))
+        classes = len(clips.shards.classes) if clips.shards is not None else 400
+        gmac, params = network_cost(self, classes, int(clips.data["num_frames"]), int(side), views)
+        return {"macs": gmac * 1e9, "params": float(params)}
 
 
 class FrameNetConfig(RecogniserConfig):

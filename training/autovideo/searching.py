@@ -127,8 +127,8 @@ class AutoVideoSearch:
     ) -> SearchResult:
         """Search, train the winner once more, evaluate it once on test, write the page, and register it.
 
-        Started again after any kind of death it goes on where it was: finished trials are not repeated, and a search that
-        has come to its end is not made again.
+        Started again after any kind of death it goes on where it was: finished trials are not repeated, and a search
+        that has come to its end is not made again.
 
         Raises:
             ConfigError: see `make_search`; or the pipeline has no recogniser, or several.
@@ -187,7 +187,7 @@ class AutoVideoSearch:
         return {"autovideo": [dataset], "autovideo_grid": {"pipeline": []}, "autovideo_searches": searches}
 
     def _sections(self, document: Document) -> dict[str, Any]:
-        search = {
+        search: dict[str, Any] = {
             "pipeline": "base",
             "space": self.space,
             "budget": self.budget.model_dump(exclude_none=True),

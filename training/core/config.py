@@ -65,8 +65,8 @@ class TransformConfig(Strict):
     """Horizontal flip with p = 0.5 in training; off where direction is the label."""
     normalise: Literal["imagenet", "symmetric", "unit", "kinetics", "kinetics_hara", "bninception"]
     """`imagenet`: mean and std of ImageNet; `symmetric`: to [-1, 1]; `unit`: to [0, 1]; `kinetics`: mean and std of
-    Kinetics-400 as torchvision has them, `kinetics_hara`: as the 3D-ResNets do; `bninception`: the means of BN-Inception
-    and one scale for all channels."""
+    Kinetics-400 as torchvision has them, `kinetics_hara`: as the 3D-ResNets do; `bninception`: the means of
+    BN-Inception and one scale for all channels."""
 
     @property
     def eval_side(self) -> int:

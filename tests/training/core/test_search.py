@@ -221,7 +221,7 @@ def test_time_of_a_search_goes_on_where_it_stopped_and_leaves_interruptions_out(
 
     # As if it had run for hours: what is told is what the journal has, and time goes on from its last event.
     journal(lambda part: part.update(elapsed_s=part["elapsed_s"] + 7200))
-    search, again = scripted(tmp_path)
+    _, again = scripted(tmp_path)
     assert [o.elapsed_s for o in again.outcomes] == [time + 7200 for time in times]
     list(play(again))
     later = [o.elapsed_s for o in again.finish()]

@@ -63,8 +63,8 @@ class Augmenter(Primitive):
         def operation(video_BCTHW, config, draw): return changed_BCTHW
 
     The video is float32 in 0…1 and stays so in shape and type (the caller clamps); `draw` is the only source of
-    chance, a `training.autovideo.augment.draws.Draws`. Nothing in it may wait for the device. Where `mixes` is set, clips of
-    the batch are mixed, and the function gets and returns the targets, too:
+    chance, a `training.autovideo.augment.draws.Draws`. Nothing in it may wait for the device. Where `mixes` is set,
+    clips of the batch are mixed, and the function gets and returns the targets, too:
 
         def operation(video_BCTHW, config, draw, target_BK): return changed_BCTHW, changed_BK
     """

@@ -175,7 +175,7 @@ class PipelineSearch:
         self._history.end(self._numbers[name], seen)
 
     def winner(self) -> Entry | None:
-        """Return the finished trial with the best metric; of equals the one with fewer gmac, params, the smaller nll."""
+        """Return the finished trial with the best metric; of equals the cheaper, then the likelier."""
         return choose_winner(list(self._entries.values()))
 
     def front(self) -> list[str]:
