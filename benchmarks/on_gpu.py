@@ -109,5 +109,8 @@ def run_stage(
     if (work / "fatal.txt").exists():
         raise RuntimeError((work / "fatal.txt").read_text())
     metric = all_stages()[stage].metric
-    shown = ", ".join(f"step {step}: {metrics[metric]:.3f}" for step, metrics in losses)
+    shown = ", ".join(
+        f"step {step}: {metrics[metric]:.3f}" + (f" (nll {metrics['val/nll']:.2f})" if "val/nll" in metrics else "")
+        for step, metrics in losses
+    )
     print(f"{name:<44} {metric}: {shown}; {time.perf_counter() - started:.1f} s", flush=True)
