@@ -123,9 +123,19 @@ class AutoVideoSystem(System):
     # --- what is trained ----------------------------------------------------------------------
 
     def freeze(self) -> None:
-        """Take what `freeze` and `freeze_parts` name out of the training."""
+        """Take what `freeze` and `freeze_parts` name out of the training.
+
+        Raises:
+            ConfigError: nothing is left to train, or the net has no groups of the policy.
+        """
         for parameter in self._frozen_parameters():
             parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError(
+                f"{self._name}: freeze {self._settings.freeze!r} with freeze_parts {self._settings.freeze_parts} "
+                "leaves nothing to train: freeze less"
+            )
+        self.parameter_groups()  # says here, not after the workers have started, that a policy is not for this net
 
     def _frozen_parameters(self) -> Iterable[nn.Parameter]:
         for module in self._frozen_modules():
@@ -141,8 +151,8 @@ class AutoVideoSystem(System):
         parts = cast(Network, self.net).parts()
         if self._settings.freeze_parts >= len(parts):
             raise ConfigError(
-                f"freeze_parts is {self._settings.freeze_parts}, and the net has {len(parts)} parts, the classifier being "
-                f"the last: {', '.join(name for name, _ in parts)}"
+                f"freeze_parts is {self._settings.freeze_parts}, and the net has {len(parts)} parts, the classifier "
+                f"being the last: {', '.join(name for name, _ in parts)}"
             )
         frozen = [module for _, module in parts[: self._settings.freeze_parts]]
         norms = [module for module in self.net.modules() if isinstance(module, NORMS)]
