@@ -33,16 +33,16 @@ def net_cost(name: str, overrides: dict[str, str]) -> "CostRow":
 
     Args:
         name: key of `NETS`.
-        overrides: frames, size, classes, or any setting of the primitive.
+        overrides: frames, size, classes, width, or any setting of the network; those of its training change no cost.
 
     Raises:
-        CostError: unknown setting.
+        CostError: unknown setting, or no class.
         ConfigError: a net that does not exist, or that cannot take such a clip.
     """
     from training.autovideo.catalogue import configure, find
-    from training.autovideo.recognisers import Recogniser
+    from training.autovideo.recognisers import Recogniser, RecogniserConfig
     from training.autovideo.system import network_cost
-    from training.core.cost import resolve_overrides
+    from training.core.cost import CostError, resolve_overrides
     from training.core.system import CostRow
 
     identifier, settings, frames, size = NETS[name]
@@ -52,9 +52,12 @@ def net_cost(name: str, overrides: dict[str, str]) -> "CostRow":
         key: settings.get(key, field.get_default())
         for key, field in primitive.Config.model_fields.items()
         if isinstance(settings.get(key, field.get_default()), int | float | str)
+        and (key == "width" or key not in RecogniserConfig.model_fields)
     }
     values = resolve_overrides(name, overrides, {"frames": frames, "size": size, "classes": 400, **own})
     frames, size, classes = (int(values.pop(key)) for key in ("frames", "size", "classes"))
+    if classes < 1:
+        raise CostError(f"classes of model {name!r} must be at least 1, got {classes}")
     config = configure(identifier, {**values, "steps": 1}, name)
     gmac, params = network_cost(primitive(config), classes, frames, size)
     return CostRow(name, params, gmac, f"{frames}x3x{size}x{size}", "view")

@@ -126,9 +126,19 @@ class AutoVideoSystem(System):
     # --- what is trained ----------------------------------------------------------------------
 
     def freeze(self) -> None:
-        """Take what `freeze` and `freeze_parts` name out of the training."""
+        """Take what `freeze` and `freeze_parts` name out of the training.
+
+        Raises:
+            ConfigError: nothing is left to train, or the net has no groups of the policy.
+        """
         for parameter in self._frozen_parameters():
             parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError(
+                f"{self._name}: freeze {self._settings.freeze!r} with freeze_parts {self._settings.freeze_parts} "
+                "leaves nothing to train: freeze less"
+            )
+        self.parameter_groups()  # says here, not after the workers have started, that a policy is not for this net
 
     def _frozen_parameters(self) -> Iterable[nn.Parameter]:
         for module in self._frozen_modules():

@@ -1,15 +1,19 @@
-"""The catalogue of a test: small primitives instead of ours."""
+"""The catalogue of a test: small primitives instead of ours. And systems made of documents, as the stages make them."""
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from training.autovideo import catalogue
+
+if TYPE_CHECKING:
+    from training.autovideo.config import TrainConfig
+    from training.autovideo.system import AutoVideoSystem
 
 FOLDER = Path(__file__).parent
 
@@ -53,3 +57,55 @@ def example() -> dict[str, Any]:
         ],
         "outputs": ["net.model", "eval.metrics"],
     }
+
+
+@pytest.fixture(scope="session")
+def train_config() -> Callable[..., "TrainConfig"]:
+    """Return the config of `autovideo_train` for a recogniser, the steps before it and the settings of its training."""
+
+    def make(
+        use: str,
+        *middle: Any,
+        frames: int = 4,
+        size: int = 32,
+        decoder: str = "decoder/segments",
+        clip: dict[str, Any] | None = None,
+        **net: Any,
+    ) -> "TrainConfig":
+        from training.autovideo.config import TrainConfig
+        from training.core.config import validate
+
+        settings = {"frames": frames, "size": size, "threads": 1, "prefetch": 1, **(clip or {})}
+        steps: list[dict[str, Any]] = [
+            {"id": "data", "use": "reader/dataset"},
+            {"id": "clip", "use": decoder, "in": "data", "with": settings},
+        ]
+        for number, step in enumerate(middle):
+            named = {"use": step} if isinstance(step, str) else step
+            steps.append({"id": f"step{number}", "in": steps[-1]["id"], **named})
+        recipe = {"steps": 3, "batch_size": 6, "log_every": 1, **net}
+        steps.append({"id": "net", "use": use, "in": steps[-1]["id"], "with": recipe})
+        document = {"schema": "pipeline/v1", "name": "test", "seed": 7, "steps": steps, "outputs": ["net.model"]}
+        return validate(TrainConfig, {"document": document}, "test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build_system() -> "Callable[..., AutoVideoSystem]":
+    """Return the system of a config, with initial weights of its seed, as the worker of a training builds it."""
+
+    def make(config: "TrainConfig", classes: tuple[str, ...], root: Path | None = None) -> "AutoVideoSystem":
+        import torch
+
+        from training.autovideo.system import AutoVideoSystem
+        from training.core.stage import StageInputs
+        from training.registry import all_stages
+
+        torch.manual_seed(config.fit.seed)
+        inputs = StageInputs(config=config, classes=classes, upstream={}, root=root)
+        system = all_stages()["autovideo_train"].build(inputs)
+        assert isinstance(system, AutoVideoSystem)
+        return system
+
+    return make
