@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.autovideo.augmentation import Augmentation
+from training.autovideo.augment.augmentation import Augmentation
 from training.autovideo.system import TargetBatch
 from training.backbones.segment_nets import TSN_RATES, TSN_UNDECAYED
 from training.core.config import ConfigError
