@@ -8,6 +8,7 @@ comes from `reader/dataset`.
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,16 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import model_validator
 
-from data_specs.schema import CsvSource, FolderSource, Hmdb51Source, KineticsSource, SplitPolicy, Ucf101Source, digest
+from data_specs.schema import (
+    CsvSource,
+    FolderSource,
+    Hmdb51Source,
+    KineticsSource,
+    SplitPolicy,
+    Ucf101Source,
+    digest,
+    read_index,
+)
 from data_specs.strict import Strict
 from training.autovideo.domains import choice
 from training.autovideo.primitive import Input, Port, Primitive, PrimitiveConfig, primitive, setting
@@ -95,7 +105,7 @@ def existing(path: str, field: str, step: str) -> Path:
 def _by_number(names: Iterable[str]) -> list[str]:
     """Sort class names; numbers by value, so that class 10 comes after class 9."""
     unique = sorted(set(names))
-    return sorted(unique, key=int) if all(name.lstrip("-").isdigit() for name in unique) else unique
+    return sorted(unique, key=int) if all(re.fullmatch(r"-?[0-9]+", name) for name in unique) else unique
 
 
 # --- data sets of this project ----------------------------------------------------------------
@@ -238,19 +248,35 @@ class CsvReader(Reader):
             return existing(self.config.names, "names", self.id).read_text().removesuffix("\n").split("\n")
         names: set[str] = set()
         for table in self._tables().values():
-            with table.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
-                if self.config.label not in (rows.fieldnames or []):
-                    raise ConfigError(f"{table} has no column {self.config.label!r}; it has {rows.fieldnames}")
-                names |= {label for row in rows for label in (row[self.config.label] or "").split("|") if label}
+            header, rows = _table(table)
+            if self.config.label.isdigit() and self.config.label not in header:  # no header: columns go by number
+                header, rows = [str(number) for number in range(len(header))], [header, *rows]
+            if self.config.label not in header:
+                raise ConfigError(f"{table} has no column {self.config.label!r}; it has {', '.join(header)}")
+            at = header.index(self.config.label)
+            names |= {label for row in rows if len(row) > at for label in row[at].strip().split("|") if label}
         return _by_number(names)
+
+
+def _table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a table, read as the ingest reads it (`tasks.ops.readers_csv`)."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = re.sub(r'"[^"]*"', "", file.readline())
+        file.seek(0)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+        rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
+    if not rows:
+        raise ConfigError(f"{path} is empty; it needs a header line")
+    return [name.strip() for name in rows[0]], rows[1:]
 
 
 class D3MConfig(ReaderConfig):
     """A folder in the layout of D3M and of AutoVideo's own sets."""
 
     root: str = setting(help="folder with train.csv, test.csv and media/")
-    names: str | None = setting(None, help="text file with class names for the numbers of the column `label`")
+    names: str | None = setting(
+        None, help="text file with class names: its first line is the name of label 0; null: the numbers are the names"
+    )
     split: Split = setting(Split(train=0.9, val=0.1, test=0.0), help="how train.csv is divided into train and val")
 
 
@@ -279,8 +305,7 @@ class D3MReader(Reader):
         """See `Reader.parts`."""
         parts = self._csv().parts()
         for part in parts:
-            with Path(part["source"]["file"]).open(newline="") as file:
-                header = next(csv.reader(file), [])
+            header, _ = _table(Path(part["source"]["file"]))
             if header != ["d3mIndex", "video", "label"]:
                 raise ConfigError(
                     f"{part['source']['file']}: the header must be d3mIndex,video,label, it is {','.join(header)}; "
@@ -290,7 +315,36 @@ class D3MReader(Reader):
 
     def labels(self) -> Sequence[str]:
         """See `Reader.labels`; the numbers of the column `label` are names like any others, also with gaps."""
-        return self._csv().labels()
+        numbers = self._csv().labels()
+        if self.config.names is None:
+            return numbers
+        return [self._named(number) for number in numbers]
+
+    def _named(self, number: str) -> str:
+        path = existing(self.config.names, "names", self.id)
+        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        if not number.isdecimal() or int(number) >= len(names):
+            raise ConfigError(f"{self.id}: names: {path} has {len(names)} lines, and no name for label {number!r}")
+        return names[int(number)].strip()
+
+    def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
+        """See `Primitive.produce`; with `names`, tables with names instead of numbers are written and listed."""
+        made = super().produce(inputs, state, context)
+        manifest = made["manifest"]
+        if self.config.names is None or not isinstance(manifest, Manifest):
+            return made
+        parts = []
+        for part in manifest.spec["parts"]:
+            header, rows = _table(Path(part["source"]["file"]))
+            lines = [header, *([index, video, self._named(label.strip())] for index, video, label in rows)]
+            path = context.data.root / "tables" / f"{digest([list(line) for line in lines])[:16]}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".tmp-{os.getpid()}")
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(lines)
+            os.replace(temporary, path)
+            parts.append({**part, "source": {**part["source"], "file": str(path)}})
+        return {"manifest": Manifest(manifest.dataset, {**manifest.spec, "parts": parts})}
 
 
 class ListConfig(ReaderConfig):
@@ -440,19 +494,18 @@ class Webdataset(Primitive):
         temporary.write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
         os.replace(temporary, path)
         self._call(context, [sys.executable, "-m", "tasks", "manifest", name])
-        if not self._complete(place, name):
+        # The mark of a finished ingest: what it was asked for, and of which listing.
+        mark = place.work / "ingested" / f"{name}.json"
+        wanted = json.dumps({"listing": digest((place.manifests / f"{name}.csv").read_text()), "spec": digest(spec)})
+        if not (mark.is_file() and mark.read_text() == wanted and _shards_are_there(place.shards / name)):
+            mark.unlink(missing_ok=True)
             workers = [] if config.workers is None else ["--workers", str(config.workers)]
             self._call(context, [sys.executable, "-m", "flows.ingest", name, *workers])
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            temporary = mark.with_suffix(f".tmp-{os.getpid()}")
+            temporary.write_text(wanted)
+            os.replace(temporary, mark)
         return {"shards": open_shards(place.shards / name, name)}
-
-    @staticmethod
-    def _complete(place: Any, name: str) -> bool:
-        """Whether the shards are those of this listing: a mark with its checksum is written after each ingest."""
-        mark = place.work / "ingested" / f"{name}.json"
-        if not mark.is_file() or not (place.shards / name / "index.json").is_file():
-            return False
-        listing = (place.manifests / f"{name}.csv").read_text()
-        return bool(json.loads(mark.read_text())["listing"] == digest(listing))
 
     def _call(self, context: Context, command: list[str]) -> None:
         place = context.data
@@ -463,9 +516,11 @@ class Webdataset(Primitive):
             raise ConfigError(
                 f"step {context.step!r} ({self.id}): {' '.join(command[1:])} failed:\n" + "\n".join(said[-15:])
             )
-        if command[2] == "flows.ingest":
-            name = command[3]
-            mark = place.work / "ingested" / f"{name}.json"
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            listing = (place.manifests / f"{name}.csv").read_text()
-            mark.write_text(json.dumps({"listing": digest(listing)}))
+
+
+def _shards_are_there(folder: Path) -> bool:
+    """Whether a folder of shards has an index, and every file that the index names, in its size."""
+    if not (folder / "index.json").is_file():
+        return False
+    files = ((folder / shard.name, shard.bytes) for shard in read_index(folder).shards)
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
