@@ -193,7 +193,7 @@ class FittedPipeline:
         """Return the scores of a split.
 
         Args:
-            shards: folder of shards; None: those that the pipeline was fitted on, which a loaded pipeline must be given.
+            shards: folder of shards; None: those that the pipeline was fitted on. A loaded pipeline must be given some.
             split: train, val or test.
 
         Raises:
@@ -202,8 +202,8 @@ class FittedPipeline:
         """
         if self.answers not in self._models:
             raise ConfigError(
-                f"{self.document.name}: step {self.answers!r} joins several models; its scores are an output of the run "
-                f"(`run.value({self.answers!r})`)"
+                f"{self.document.name}: step {self.answers!r} joins several models; its scores are an output of the "
+                f"run (`run.value({self.answers!r})`)"
             )
         folder = self._models[self.answers]
         model = Model(folder, "", model_digest(folder), None)

@@ -154,7 +154,8 @@ class Pipeline:
         checked = self.document.checked()
         project = (settings or Settings()).model_copy()
         if only is not None and only not in checked.steps:
-            raise ConfigError(f"no step is called {only!r}{hint(only, checked.steps)}; there are {', '.join(checked.steps)}")
+            known = ", ".join(checked.steps)
+            raise ConfigError(f"no step is called {only!r}{hint(only, checked.steps)}; there are {known}")
         workspace = project.root.absolute() / "pipelines" / self.document.name
         own = workspace_settings(project, workspace, executor)
         with stage_lock(workspace / ".lock"):
@@ -214,7 +215,8 @@ class Pipeline:
             raise StepFailed(f"step {name!r} ({bound.primitive.id}) failed: {type(error).__name__}: {error}") from error
         if set(values) != set(bound.primitive.outputs):
             raise StepFailed(
-                f"step {name!r}: {bound.primitive.id} made {sorted(values)}, and declares {sorted(bound.primitive.outputs)}"
+                f"step {name!r}: {bound.primitive.id} made {sorted(values)}, "
+                f"and declares {sorted(bound.primitive.outputs)}"
             )
         write_values(context.work / "values.json", values)
         return Ran(name, values, False, time.monotonic() - started, key)

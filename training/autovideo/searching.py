@@ -128,8 +128,8 @@ class AutoVideoSearch:
     ) -> SearchResult:
         """Search, train the winner once more, evaluate it once on test, write the page, and register it.
 
-        Started again after any kind of death it goes on where it was: finished trials are not repeated, and a search that
-        has come to its end is not made again. `resume=False` forgets what there was.
+        Started again after any kind of death it goes on where it was: finished trials are not repeated, and a search
+        that has come to its end is not made again. `resume=False` forgets what there was.
 
         Raises:
             ConfigError: see `make_search`; or the pipeline has no recogniser, or several.

@@ -1,7 +1,7 @@
 """The other systems as learners: their stages, with their own settings, inside a pipeline.
 
-A system's stage is named, not imported: the registry knows it. What the stage needs before it (AdaFocus' four trainings,
-say) is trained first, in the same workspace.
+A system's stage is named, not imported: the registry knows it. What the stage needs before it (AdaFocus' four
+trainings, say) is trained first, in the same workspace.
 """
 
 from collections.abc import Mapping

@@ -63,9 +63,8 @@ def search(
                           "model": str(found.model), "version": found.version, "leaderboard": board}))  # fmt: skip
         return
     _print_board(board)
-    print(
-        f"winner on test, {found.metrics.get('test/num_evaluated', 0):.0f} videos: top-1 {found.metrics['test/top1']:.3f}"
-    )
+    videos, top1 = found.metrics.get("test/num_evaluated", 0), found.metrics["test/top1"]
+    print(f"winner on test, {videos:.0f} videos: top-1 {top1:.3f}")
     print(f"model: {found.model}" + (f", registered as {found.version}" if found.version else ""))
     print(f"page: {found.page}")
 
