@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from data_specs.schema import (
     CsvSource,
@@ -41,9 +41,9 @@ Official = Literal["official"]
 class Split(Strict):
     """How videos without an official split are divided: seeded, whole groups, stratified by class."""
 
-    train: float = 0.7
-    val: float = 0.15
-    test: float = 0.15
+    train: float = Field(default=0.7, ge=0)
+    val: float = Field(default=0.15, ge=0)
+    test: float = Field(default=0.15, ge=0)
     seed: int = 0
     by: str = "source"
     """`source`: by source video; `regex:<pattern>`: first group of the pattern on the file name; `column:<name>`."""
@@ -153,6 +153,11 @@ class FolderConfig(ReaderConfig):
     def _official(self) -> "FolderConfig":
         if self.splits_in_path != (self.split == "official"):
             raise ValueError("split: official goes with splits_in_path: true, and only with it")
+        if (
+            isinstance(self.split, Split)
+            and abs((total := self.split.train + self.split.val + self.split.test) - 1) > 1e-6
+        ):
+            raise ValueError(f"split: train + val + test must be 1, got {total:g}")
         return self
 
 

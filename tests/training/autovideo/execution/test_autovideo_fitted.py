@@ -18,6 +18,7 @@ from training.autovideo.values import Shards
 from training.core.config import ConfigError
 from training.core.evaluate import Predictions
 
+pytestmark = pytest.mark.timeout(300)
 Make = Callable[..., dict[str, Any]]
 FILES = {
     "card.md",

@@ -17,6 +17,7 @@ from training.autovideo.values import Metrics, Model, Predictions, Report, Shard
 from training.core.checkpoint import model_digest, read_model_info
 from training.core.config import ConfigError
 
+pytestmark = pytest.mark.timeout(300)
 Make = Callable[..., dict[str, Any]]
 Change = Callable[..., dict[str, Any]]
 REPOSITORY = Path(__file__).parents[4]

@@ -357,10 +357,11 @@ def test_equal_splits_are_refused(
     assert set(open_shards(good, "good").fingerprints) == {"train", "val"}  # the control
     same = shard_writer(tmp_path / "same", {"train": train, "val": val, "test": val})
     prints = read_index(same)
-    if prints.data_digest("val") != prints.data_digest("test"):
-        pytest.fail("the same samples under two names have different fingerprints, so nothing could notice them")
+    assert prints.data_digest("val") != prints.data_digest("test"), "fingerprints alone would not notice it"
     with pytest.raises(ConfigError, match="the splits test and val are the same videos"):
         open_shards(same, "same")
+    other = sample_maker(tmp_path / "scratch", "test", 3, 6)
+    assert open_shards(shard_writer(tmp_path / "other", {"train": train, "val": val, "test": other}), "other")
 
 
 def test_a_policy_must_add_up() -> None:
