@@ -20,6 +20,7 @@ GROUP = "fovea.primitives"
 
 MODULES = (
     "training.autovideo.readers",
+    "training.autovideo.packing",
     "training.autovideo.clips",
     "training.autovideo.augmenters_colour",
     "training.autovideo.augmenters_geometry",

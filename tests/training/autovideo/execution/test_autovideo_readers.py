@@ -308,6 +308,13 @@ def test_autovideos_layout_becomes_shards_unchanged(d3m: Path, new_project: Call
     second = shards_of(pipeline, settings)
     assert second == first
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_changed_video_is_noticed(d3m: Path, new_project: Callable[[], Settings]) -> None:
+    settings, pipeline = new_project(), d3m_pipeline(d3m)
+    first = shards_of(pipeline, settings)
     # A video that is another now is noticed, though no word of the document changed.
     media = sorted((d3m / "media").iterdir())
     with (d3m / "test.csv").open(newline="") as file:
