@@ -34,6 +34,7 @@ HEAVY = {
     "tests/flows": True,
     "tests/training/core/registry": True,
     "tests/training/test_every_stage.py": True,
+    "tests/training/autovideo/execution": True,
     "tests/training/core/test_search.py": False,
     "tests/training/core/test_run.py": True,
     "tests/training/backbones/test_backbones.py": False,

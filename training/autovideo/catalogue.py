@@ -21,6 +21,7 @@ GROUP = "fovea.primitives"
 
 MODULES = (
     "training.autovideo.readers",
+    "training.autovideo.packing",
     "training.autovideo.clips",
     "training.autovideo.augment.colour",
     "training.autovideo.augment.geometry",

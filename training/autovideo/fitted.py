@@ -218,10 +218,18 @@ class FittedPipeline:
             SavedPipelineError: the folder exists and holds something else.
         """
         folder = folder.absolute()
-        if folder.exists() and not (folder / "checksums.json").exists():
-            raise SavedPipelineError(f"{folder} exists, and is no saved pipeline: choose another name")
+        check_place(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            self._write(temporary)
+            replace_folder(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _write(self, temporary: Path) -> None:
+        """Write all files into an empty folder, the checksums last."""
         temporary.chmod(0o755)
         for kind, sources in (("models", self._models), ("states", self._states)):
             for name, source in sources.items():
@@ -240,7 +248,6 @@ class FittedPipeline:
         sums = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files}
         checks = {"format": FORMAT, "digest": self.document.digest(), "files": sums}
         (temporary / "checksums.json").write_text(json.dumps(checks, indent=1, sort_keys=True) + "\n")
-        replace_folder(temporary, folder)
 
     def _preprocessing(self) -> dict[str, Any]:
         return {name: read_model_info(folder)["config"]["data"] for name, folder in self._models.items()}
@@ -263,6 +270,7 @@ class FittedPipeline:
         Raises:
             SavedPipelineError: no such pipeline, another format, or a file that is missing, new or changed.
         """
+        folder = folder.absolute()  # the models are read later, maybe from another working directory
         checks = _checks(folder)
         document = Document.from_file(folder / "pipeline.yaml")
         if document.digest() != checks["digest"]:
@@ -270,21 +278,50 @@ class FittedPipeline:
                 f"{folder}: the installed primitives give this pipeline another digest than it was saved with: "
                 "compare the versions in resolved.yaml with `fovea primitives list`"
             )
-        models = {path.name: path for path in sorted((folder / "models").iterdir())}
-        states = (
-            {path.name: path for path in sorted((folder / "states").iterdir())} if (folder / "states").is_dir() else {}
-        )
+        models, states = (_folders(folder / kind, checks["files"]) for kind in ("models", "states"))
         metrics = json.loads((folder / "metrics.json").read_text())
         return cls(document, models, states, metrics, device=device)
 
 
-def _checks(folder: Path) -> dict[str, Any]:
+def check_place(folder: Path) -> None:
+    """Check that a pipeline may be saved as this folder: there is none, it is empty, or an older pipeline is in it.
+
+    Raises:
+        SavedPipelineError: it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        _listed(folder)
+    except SavedPipelineError:
+        raise SavedPipelineError(f"{folder} exists, and is no saved pipeline: choose another name") from None
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    """Read checksums.json, without comparing anything."""
     path = folder / "checksums.json"
     if not path.is_file():
         raise SavedPipelineError(f"{folder} is no saved pipeline: it has no checksums.json")
-    checks: dict[str, Any] = json.loads(path.read_text())
-    if checks.get("format") != FORMAT:
-        raise SavedPipelineError(f"{folder}: format {checks.get('format')!r}, this version reads {FORMAT!r}")
+    try:
+        checks = json.loads(path.read_text())
+    except ValueError as error:
+        raise SavedPipelineError(f"{path} cannot be read: {error}") from error
+    known = checks.get("format") if isinstance(checks, dict) else None
+    if known != FORMAT:
+        raise SavedPipelineError(f"{folder}: format {known!r}, this version reads {FORMAT!r}")
+    if not isinstance(checks.get("files"), dict) or not isinstance(checks.get("digest"), str):
+        raise SavedPipelineError(f"{path} lacks `files` or `digest`")
+    return checks
+
+
+def _folders(folder: Path, files: Mapping[str, str]) -> dict[str, Path]:
+    """Return the folders of steps that have files, by the step's name."""
+    names = sorted({name.split("/")[1] for name in files if name.startswith(f"{folder.name}/")})
+    return {name: folder / name for name in names}
+
+
+def _checks(folder: Path) -> dict[str, Any]:
+    checks = _listed(folder)
     present = {item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file()} - {"checksums.json"}
     for name in sorted(present ^ set(checks["files"])):
         raise SavedPipelineError(

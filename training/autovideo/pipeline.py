@@ -22,6 +22,7 @@ from data_specs.schema import digest
 from infra.locks import stage_lock
 from infra.settings import Settings
 from training.autovideo.document import Bound, Checked, Document
+from training.autovideo.plain import hint
 from training.autovideo.primitive import Input, Port
 from training.autovideo.records import read_values, value_digest, write_values
 from training.autovideo.resolve import step_key
@@ -153,11 +154,14 @@ class Pipeline:
         """
         checked = self.document.checked()
         project = (settings or Settings()).model_copy()
+        if only is not None and only not in checked.steps:
+            known = ", ".join(checked.steps)
+            raise ConfigError(f"no step is called {only!r}{hint(only, checked.steps)}; there are {known}")
         workspace = project.root.absolute() / "pipelines" / self.document.name
-        if not resume:
-            shutil.rmtree(workspace, ignore_errors=True)
         own = workspace_settings(project, workspace, executor)
         with stage_lock(workspace / ".lock"):
+            if not resume:
+                _empty(workspace)
             _write(workspace / "pipeline.yaml", self.to_yaml())
             _write(workspace / "resolved.yaml", self.document.resolved().to_yaml())
             wanted = None if only is None else set(checked.graph.upstream(only))
@@ -209,7 +213,9 @@ class Pipeline:
             values = primitive.produce(inputs, state, context)
         except ConfigError as error:
             where = f"step {name!r}"
-            raise (error if where in str(error) else ConfigError(f"{where} ({bound.primitive.id}): {error}")) from error
+            if where in str(error):
+                raise
+            raise ConfigError(f"{where} ({bound.primitive.id}): {error}") from error
         except Exception as error:
             log.exception("step %s", name)
             raise StepFailed(f"step {name!r} ({bound.primitive.id}) failed: {type(error).__name__}: {error}") from error
@@ -311,6 +317,15 @@ def _data_settings(project: Settings) -> Settings:
     if not (root / "dvc.yaml").exists():
         _write(root / "dvc.yaml", "stages: {}\n")
     return project.model_copy(update={"root": root})
+
+
+def _empty(workspace: Path) -> None:
+    """Remove what a workspace holds, but for locks: another process may wait for them."""
+    for path in workspace.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.suffix != ".lock" and path.name != ".lock":
+            path.unlink()
 
 
 def _write(path: Path, text: str) -> None:

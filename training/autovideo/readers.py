@@ -1,26 +1,30 @@
-"""Readers: what the videos are, where their labels stand, and how they are divided. And the extractor that packs them.
+"""Readers: what the videos are, where their labels stand, and how they are divided.
 
 A reader writes the parts of a data set's specification (`data_specs/schema.py`); listing, probing, encoding and packing
-are those of the data half, which `extractor/webdataset` calls as its own process. A set that this project already has
-comes from `reader/dataset`.
+are those of the data half, which `extractor/webdataset` (`packing.py`) calls as its own process. A set that this
+project already has comes from `reader/dataset`.
 """
 
 import csv
-import json
 import os
-import subprocess
-import sys
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from data_specs.schema import CsvSource, FolderSource, Hmdb51Source, KineticsSource, SplitPolicy, Ucf101Source, digest
+from data_specs.schema import (
+    CsvSource,
+    FolderSource,
+    Hmdb51Source,
+    KineticsSource,
+    SplitPolicy,
+    Ucf101Source,
+    digest,
+)
 from data_specs.strict import Strict
-from training.autovideo.domains import choice
-from training.autovideo.primitive import Input, Port, Primitive, PrimitiveConfig, primitive, setting
+from training.autovideo.primitive import Port, Primitive, PrimitiveConfig, primitive, setting
 from training.autovideo.shard_sets import open_shards
 from training.autovideo.values import Context, Manifest, Value
 from training.core.config import ConfigError
@@ -31,9 +35,9 @@ Official = Literal["official"]
 class Split(Strict):
     """How videos without an official split are divided: seeded, whole groups, stratified by class."""
 
-    train: float = 0.7
-    val: float = 0.15
-    test: float = 0.15
+    train: float = Field(default=0.7, ge=0)
+    val: float = Field(default=0.15, ge=0)
+    test: float = Field(default=0.15, ge=0)
     seed: int = 0
     by: str = "source"
     """`source`: by source video; `regex:<pattern>`: first group of the pattern on the file name; `column:<name>`."""
@@ -95,7 +99,7 @@ def existing(path: str, field: str, step: str) -> Path:
 def _by_number(names: Iterable[str]) -> list[str]:
     """Sort class names; numbers by value, so that class 10 comes after class 9."""
     unique = sorted(set(names))
-    return sorted(unique, key=int) if all(name.lstrip("-").isdigit() for name in unique) else unique
+    return sorted(unique, key=int) if all(re.fullmatch(r"-?[0-9]+", name) for name in unique) else unique
 
 
 # --- data sets of this project ----------------------------------------------------------------
@@ -143,6 +147,11 @@ class FolderConfig(ReaderConfig):
     def _official(self) -> "FolderConfig":
         if self.splits_in_path != (self.split == "official"):
             raise ValueError("split: official goes with splits_in_path: true, and only with it")
+        if (
+            isinstance(self.split, Split)
+            and abs((total := self.split.train + self.split.val + self.split.test) - 1) > 1e-6
+        ):
+            raise ValueError(f"split: train + val + test must be 1, got {total:g}")
         return self
 
 
@@ -238,19 +247,35 @@ class CsvReader(Reader):
             return existing(self.config.names, "names", self.id).read_text().removesuffix("\n").split("\n")
         names: set[str] = set()
         for table in self._tables().values():
-            with table.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
-                if self.config.label not in (rows.fieldnames or []):
-                    raise ConfigError(f"{table} has no column {self.config.label!r}; it has {rows.fieldnames}")
-                names |= {label for row in rows for label in (row[self.config.label] or "").split("|") if label}
+            header, rows = _table(table)
+            if self.config.label.isdigit() and self.config.label not in header:  # no header: columns go by number
+                header, rows = [str(number) for number in range(len(header))], [header, *rows]
+            if self.config.label not in header:
+                raise ConfigError(f"{table} has no column {self.config.label!r}; it has {', '.join(header)}")
+            at = header.index(self.config.label)
+            names |= {label for row in rows if len(row) > at for label in row[at].strip().split("|") if label}
         return _by_number(names)
+
+
+def _table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a table, read as the ingest reads it (`tasks.ops.readers_csv`)."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = re.sub(r'"[^"]*"', "", file.readline())
+        file.seek(0)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+        rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
+    if not rows:
+        raise ConfigError(f"{path} is empty; it needs a header line")
+    return [name.strip() for name in rows[0]], rows[1:]
 
 
 class D3MConfig(ReaderConfig):
     """A folder in the layout of D3M and of AutoVideo's own sets."""
 
     root: str = setting(help="folder with train.csv, test.csv and media/")
-    names: str | None = setting(None, help="text file with class names for the numbers of the column `label`")
+    names: str | None = setting(
+        None, help="text file with class names: its first line is the name of label 0; null: the numbers are the names"
+    )
     split: Split = setting(Split(train=0.9, val=0.1, test=0.0), help="how train.csv is divided into train and val")
 
 
@@ -279,8 +304,7 @@ class D3MReader(Reader):
         """See `Reader.parts`."""
         parts = self._csv().parts()
         for part in parts:
-            with Path(part["source"]["file"]).open(newline="") as file:
-                header = next(csv.reader(file), [])
+            header, _ = _table(Path(part["source"]["file"]))
             if header != ["d3mIndex", "video", "label"]:
                 raise ConfigError(
                     f"{part['source']['file']}: the header must be d3mIndex,video,label, it is {','.join(header)}; "
@@ -290,7 +314,36 @@ class D3MReader(Reader):
 
     def labels(self) -> Sequence[str]:
         """See `Reader.labels`; the numbers of the column `label` are names like any others, also with gaps."""
-        return self._csv().labels()
+        numbers = self._csv().labels()
+        if self.config.names is None:
+            return numbers
+        return [self._named(number) for number in numbers]
+
+    def _named(self, number: str) -> str:
+        path = existing(self.config.names, "names", self.id)
+        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        if not number.isdecimal() or int(number) >= len(names):
+            raise ConfigError(f"{self.id}: names: {path} has {len(names)} lines, and no name for label {number!r}")
+        return names[int(number)].strip()
+
+    def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
+        """See `Primitive.produce`; with `names`, tables with names instead of numbers are written and listed."""
+        made = super().produce(inputs, state, context)
+        manifest = made["manifest"]
+        if self.config.names is None or not isinstance(manifest, Manifest):
+            return made
+        parts = []
+        for part in manifest.spec["parts"]:
+            header, rows = _table(Path(part["source"]["file"]))
+            lines = [header, *([index, video, self._named(label.strip())] for index, video, label in rows)]
+            path = context.data.root / "tables" / f"{digest([list(line) for line in lines])[:16]}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".tmp-{os.getpid()}")
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(lines)
+            os.replace(temporary, path)
+            parts.append({**part, "source": {**part["source"], "file": str(path)}})
+        return {"manifest": Manifest(manifest.dataset, {**manifest.spec, "parts": parts})}
 
 
 class ListConfig(ReaderConfig):
@@ -377,95 +430,3 @@ class KineticsReader(Reader):
         """See `Reader.labels`."""
         name: str = self.config.labels
         return name
-
-
-# --- the extractor ----------------------------------------------------------------------------
-
-
-class WebdatasetConfig(PrimitiveConfig):
-    """How videos are stored in shards."""
-
-    representation: Literal["mp4", "jpgs"] = setting("mp4", help="`mp4`: H.264; `jpgs`: frames sampled evenly")
-    num_frames: int | None = setting(None, help="frames of `jpgs`", unit="frames", ge=1)
-    short_side: int = setting(128, help="of the stored clips", unit="pixels", search=choice(64, 128, 256), ge=16)
-    fps: float | None = setting(None, help="frames per second; null keeps the source's", unit="1/s", gt=0)
-    samples_per_shard: int = setting(64, help="videos per tar", ge=1)
-    seed: int = setting(0, help="of the order of the samples")
-    max_reject_share: float = setting(0.1, help="the run stops when more of the videos cannot be used", ge=0, le=1)
-    min_frames: int = setting(1, help="shorter videos are rejected", unit="frames", ge=1)
-    workers: int | None = setting(0, help="processes at once; null: all cores through Ray; 0: one process", ge=0)
-
-
-@primitive("extractor/webdataset")
-class Webdataset(Primitive):
-    """Decodes, scales and packs the videos into webdataset shards: the ingest of the data half."""
-
-    kind = "extractor"
-    determinism = "impure"  # it lists the videos anew each time, and makes no more than what has changed
-    inputs: ClassVar[Mapping[str, Input]] = {"manifest": Input(Port.MANIFEST)}
-    outputs: ClassVar[Mapping[str, Port]] = {"shards": Port.SHARDS}
-    Config: ClassVar[type[PrimitiveConfig]] = WebdatasetConfig
-
-    def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
-        """Write the specification, list the sources, and make the shards; what is done already is not made again.
-
-        Raises:
-            ConfigError: the ingest failed; the message is its own.
-        """
-        manifest = inputs["manifest"]
-        assert isinstance(manifest, Manifest)
-        config = self.config
-        clip = {
-            "representation": config.representation,
-            "short_side": config.short_side,
-            "fps": config.fps,
-            "audio": "drop",
-            "min_frames": config.min_frames,
-        }
-        if config.num_frames is not None:
-            clip["num_frames"] = config.num_frames
-        # Other clips of the same videos are another data set, so that several pipelines can share a place.
-        name = f"{manifest.dataset}_{digest({'clip': clip, 'shards': config.samples_per_shard})[:6]}"
-        spec = {
-            "name": name,
-            **manifest.spec,
-            "clip": clip,
-            "shards": {"samples_per_shard": config.samples_per_shard, "seed": config.seed},
-            "max_reject_share": config.max_reject_share,
-        }
-        place = context.data
-        path = place.root / "data_specs" / "datasets" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".tmp-{os.getpid()}")
-        temporary.write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
-        os.replace(temporary, path)
-        self._call(context, [sys.executable, "-m", "tasks", "manifest", name])
-        if not self._complete(place, name):
-            workers = [] if config.workers is None else ["--workers", str(config.workers)]
-            self._call(context, [sys.executable, "-m", "flows.ingest", name, *workers])
-        return {"shards": open_shards(place.shards / name, name)}
-
-    @staticmethod
-    def _complete(place: Any, name: str) -> bool:
-        """Whether the shards are those of this listing: a mark with its checksum is written after each ingest."""
-        mark = place.work / "ingested" / f"{name}.json"
-        if not mark.is_file() or not (place.shards / name / "index.json").is_file():
-            return False
-        listing = (place.manifests / f"{name}.csv").read_text()
-        return bool(json.loads(mark.read_text())["listing"] == digest(listing))
-
-    def _call(self, context: Context, command: list[str]) -> None:
-        place = context.data
-        environment = {**os.environ, "FOVEA_ROOT": str(place.root)}
-        done = subprocess.run(command, env=environment, cwd=place.root, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise ConfigError(
-                f"step {context.step!r} ({self.id}): {' '.join(command[1:])} failed:\n" + "\n".join(said[-15:])
-            )
-        if command[2] == "flows.ingest":
-            name = command[3]
-            mark = place.work / "ingested" / f"{name}.json"
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            listing = (place.manifests / f"{name}.csv").read_text()
-            mark.write_text(json.dumps({"listing": digest(listing)}))

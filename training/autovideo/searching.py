@@ -124,11 +124,12 @@ class AutoVideoSearch:
         dataset: str = "",
         executor: Executor = "local",
         register: bool = True,
+        resume: bool = True,
     ) -> SearchResult:
         """Search, train the winner once more, evaluate it once on test, write the page, and register it.
 
         Started again after any kind of death it goes on where it was: finished trials are not repeated, and a search
-        that has come to its end is not made again.
+        that has come to its end is not made again. `resume=False` forgets what there was.
 
         Raises:
             ConfigError: see `make_search`; or the pipeline has no recogniser, or several.
@@ -140,12 +141,12 @@ class AutoVideoSearch:
         from training.core.stage import StageRef
 
         project = settings or Settings()
-        shards = self._shards(project, dataset, executor)
-        document = self._judged(counted(self.pipeline.document, num_samples(shards.folder, "train")))
-        root = project.root.absolute() / "pipelines" / document.name
+        root = project.root.absolute() / "pipelines" / self.pipeline.document.name
         own = workspace_settings(project, root, executor)
         items = (self.engine, str(self.seed))
         with stage_lock(root / ".search.lock"):
+            shards = self._shards(project, dataset, executor, resume)
+            document = self._judged(counted(self.pipeline.document, num_samples(shards.folder, "train")))
             link(own, shards)
             sections = absolute_weights(self._sections(document), project.root)
             write_params(root, shards.dataset, lists=self._lists(shards.dataset), sections=sections)
@@ -154,18 +155,19 @@ class AutoVideoSearch:
             refs.append(StageRef(REPORT, shards.dataset))
             for ref in refs:
                 mark = root / "done" / f"{ref.slug}.json"
-                if mark.is_file() and json.loads(mark.read_text())["identity"] == identity:
+                known = mark.is_file() and json.loads(mark.read_text())["identity"] == identity
+                if known and _left(ref, own):
                     continue
                 run_stage(ref, own)
                 mark.parent.mkdir(parents=True, exist_ok=True)
                 mark.write_text(json.dumps({"identity": identity}))
         return self._result(own, refs, register)
 
-    def _shards(self, project: Settings, dataset: str, executor: Executor) -> Shards:
+    def _shards(self, project: Settings, dataset: str, executor: Executor, resume: bool) -> Shards:
         """Run the pipeline as far as the clips of the learner: decoded and packed once, for all trials."""
         checked = self.pipeline.document.checked()
         (edge,) = checked.graph.inputs(only_learner(self.pipeline.document))["clips"]
-        ran = self.pipeline.run(settings=project, dataset=dataset, executor=executor, only=edge.source)
+        ran = self.pipeline.run(settings=project, dataset=dataset, executor=executor, resume=resume, only=edge.source)
         clips = ran.value(str(f"{edge.source}.{edge.output}"))
         assert isinstance(clips, Clips)
         if clips.shards is None:
@@ -226,3 +228,15 @@ class AutoVideoSearch:
             page=report.run / "page.html",
             version=version,
         )
+
+
+def _left(ref: Any, own: Settings) -> bool:
+    """Whether what a finished stage left is still there."""
+    from training.core.stage import paths_of
+    from training.registry import all_stages
+
+    stages = all_stages()
+    paths = paths_of(stages[ref.stage], ref, own, stages)
+    needed = {SEARCH: [paths.run / "winner.yaml", paths.run / "leaderboard.json"], FOUND: [paths.model],
+              FOUND_EVAL: [paths.predictions, paths.config], REPORT: [paths.run / "page.html"]}  # fmt: skip
+    return paths.metrics.is_file() and all(path.exists() for path in needed[ref.stage])

@@ -5,6 +5,7 @@ trainings, say) is trained first, in the same workspace.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from training.autovideo.primitive import Input, Port, Primitive, PrimitiveConfig, primitive, setting
@@ -47,6 +48,9 @@ class SystemLearner(Primitive):
         stages = all_stages()
         if name not in {stage.name for stage in load_family(self.family).STAGES}:
             raise ConfigError(f"step {context.step!r}: {self.family} has no stage {name!r}")
+        # A workspace of the step's own: the stages' folders do not have the step in their names.
+        root = context.settings.root / "systems" / context.step
+        context = replace(context, settings=context.settings.model_copy(update={"root": root}))
         sections, lists = self._params(context)
         link_shards(context, shards)
         write_params(

@@ -100,11 +100,13 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from training.autovideo.fitted import FittedPipeline
+    from training.autovideo.fitted import FittedPipeline, check_place
     from training.autovideo.pipeline import Pipeline, as_json_text
 
     talk()
     pipeline = Pipeline.from_yaml(file)
+    if save is not None:
+        check_place(save.absolute())  # said now, and not after hours of training
     done = pipeline.run(dataset=dataset, only=only, resume=not fresh, executor=executor_of(executor))
     if save is not None:
         FittedPipeline.of(done).save(save)

@@ -1,13 +1,11 @@
 """`fovea search`: a search over whole pipelines, under a budget."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from infra.settings import Settings
 from training.autovideo.commands.shared import Dataset, Executor, Json, executor_of, talk
 from training.core.config import ConfigError, parse_yaml
 from training.core.program import run_program
@@ -48,8 +46,6 @@ def search(
     if not space.is_file():
         raise ConfigError(f"{space} does not exist")
     pipeline = Pipeline.from_yaml(file)
-    if not resume:
-        shutil.rmtree(Settings().root / "pipelines" / pipeline.document.name, ignore_errors=True)
     stopping = None if grace_steps is None else {"grace_steps": grace_steps, "reduction_factor": reduction}
     found = AutoVideoSearch(
         pipeline,
@@ -60,7 +56,7 @@ def search(
         seed=seed,
         longer=longer,
         stopping=stopping,
-    ).run(dataset=dataset, executor=executor_of(executor), register=register)
+    ).run(dataset=dataset, executor=executor_of(executor), register=register, resume=resume)
     board = found.leaderboard
     if as_json:
         print(json.dumps({"winner": found.winner.to_dict(), "metrics": dict(found.metrics), "page": str(found.page),
