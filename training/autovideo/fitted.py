@@ -303,7 +303,7 @@ def _listed(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SavedPipelineError(f"{folder} is no saved pipeline: it has no checksums.json")
     try:
-        checks = json.loads(path.read_text())
+        checks: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise SavedPipelineError(f"{path} cannot be read: {error}") from error
     known = checks.get("format") if isinstance(checks, dict) else None
