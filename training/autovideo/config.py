@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from training.autovideo.document import Document
+from training.autovideo.plain import merged
 from training.autovideo.plan import learners, stage_values
 from training.autovideo.recognisers import Recogniser, RecogniserConfig
 from training.autovideo.search.budget import Budget
@@ -41,14 +42,8 @@ def compiled(values: Any) -> Any:
     step = result.get("pipeline")
     made = stage_values(document, step if step in learners(document) else None)
     for name, given in result.items():
-        made[name] = _merged(made.get(name), given) if name in made else given
+        made[name] = merged(made.get(name), given) if name in made else given
     return made
-
-
-def _merged(made: Any, given: Any) -> Any:
-    if isinstance(made, Mapping) and isinstance(given, Mapping):
-        return {**made, **{name: _merged(made.get(name), value) for name, value in given.items()}}
-    return given
 
 
 class NetConfig(StageConfig):

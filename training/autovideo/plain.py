@@ -173,3 +173,10 @@ def one_line(value: Any) -> str:
     """Return a plain value as YAML on one line."""
     text = yaml.dump(value, Dumper=_Writer, default_flow_style=True, width=1 << 30, allow_unicode=True, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def merged(old: Any, new: Any) -> Any:
+    """Return old settings with new ones over them, mapping by mapping."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **{name: merged(old.get(name), value) for name, value in new.items()}}
+    return new

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from training.autovideo.plain import merged
 from training.autovideo.primitive import Input, Port, Primitive, PrimitiveConfig, primitive, setting
 from training.autovideo.values import Context, Model, Shards, Value
 from training.core.config import ConfigError, parse_yaml
@@ -104,13 +105,6 @@ class SystemLearner(Primitive):
     def produce(self, inputs: Mapping[str, Value], state: Any, context: Context) -> dict[str, Value]:
         """See `Primitive.produce`."""
         return {"model": state}
-
-
-def merged(old: Any, new: Any) -> Any:
-    """Return old settings with new ones over them, mapping by mapping."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return {**old, **{name: merged(old.get(name), value) for name, value in new.items()}}
-    return new
 
 
 @primitive("learner/adafocus")
