@@ -156,7 +156,7 @@ def importance_bars(values: Mapping[str, tuple[float, float]], *, width: int = 8
         y = 6 + line * place
         shown = shortened(name, int((left - 14) / CHARACTER))
         words = escape(f"{name}: {mean:.1%} ± {std:.1%}")
-        low, high = left + max(mean - std, 0.0) * scale, left + (mean + std) * scale
+        low, high = (left + max(edge, 0.0) * scale for edge in (mean - std, mean + std))  # names stand left of 0
         parts.append(
             f'<g style="color:var(--one)"><title>{words}</title>'
             f'<rect class="stick" x="{left:.1f}" y="{y + 5}" width="{max(mean, 0.0) * scale:.1f}" height="14"/>'

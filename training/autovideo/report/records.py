@@ -77,15 +77,15 @@ class Leaderboard(Strict):
 
     @property
     def best_first(self) -> list[Trial]:
-        """Trials that finished with a value, best first; then others with one; then the rest, in their order."""
+        """Trials that finished with a value, best first, the winner before its equals; then the others."""
         sign = -1 if self.mode == "max" else 1
 
-        def place(item: tuple[int, Trial]) -> tuple[int, float, int]:
+        def place(item: tuple[int, Trial]) -> tuple[int, float, bool, int]:
             number, trial = item
             if not trial.scored:
-                return 2, 0.0, number
+                return 2, 0.0, True, number
             assert trial.value is not None
-            return (0 if trial.status == "finished" else 1), sign * trial.value, number
+            return (0 if trial.status == "finished" else 1), sign * trial.value, trial.name != self.winner, number
 
         return [trial for _, trial in sorted(enumerate(self.trials), key=place)]
 

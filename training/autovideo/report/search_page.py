@@ -171,7 +171,7 @@ def _notes(board: Leaderboard, names: list[str]) -> list[str]:
     elif len(board.ranked) == 1:
         notes.append("One trial finished: there is nothing to compare it with, and nothing can be said of its choices.")
     best = board.ranked[0] if board.ranked else None
-    if best and board.won and best.name != board.won.name:
+    if best and board.won and best.value != board.won.value:
         notes.append(
             f"The winner {board.won.name} is not the trial with the best {board.metric} ({best.name}): "
             "the objectives or limits of the search weigh more than that."
