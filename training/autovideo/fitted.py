@@ -312,7 +312,7 @@ def _listed(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SavedPipelineError(f"{folder} is no saved pipeline: it has no checksums.json")
     try:
-        checks = json.loads(path.read_text())
+        checks: Any = json.loads(path.read_text())
     except ValueError as error:
         raise SavedPipelineError(f"{path} cannot be read: {error}") from error
     known = checks.get("format") if isinstance(checks, dict) else None
@@ -320,7 +320,7 @@ def _listed(folder: Path) -> dict[str, Any]:
         raise SavedPipelineError(f"{folder}: format {known!r}, this version reads {FORMAT!r}")
     if not isinstance(checks.get("files"), dict) or not isinstance(checks.get("digest"), str):
         raise SavedPipelineError(f"{path} lacks `files` or `digest`")
-    return checks
+    return dict(checks)
 
 
 def _folders(folder: Path, files: Mapping[str, str]) -> dict[str, Path]:

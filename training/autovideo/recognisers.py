@@ -105,9 +105,9 @@ class Recogniser(Primitive):
 class FrameNetConfig(RecogniserConfig):
     """Nets over single frames."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenetv2", "mobilenetv2_tf"] = (
-        setting("resnet50", help="network over each frame; `_tf` pads as TensorFlow, for weights from there")
-    )
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenetv2", "mobilenetv2_tf"
+    ] = setting("resnet50", help="network over each frame; `_tf` pads as TensorFlow, for weights from there")
     dropout: float = setting(0.5, help="before the classifier", search=floats(0.0, 0.8), ge=0, lt=1)
     consensus: Literal["avg", "max", "topk"] = setting("avg", help="how the frames' logits become those of the video")
 

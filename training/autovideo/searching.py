@@ -189,7 +189,7 @@ class AutoVideoSearch:
         return {"autovideo": [dataset], "autovideo_grid": {"pipeline": []}, "autovideo_searches": searches}
 
     def _sections(self, document: Document) -> dict[str, Any]:
-        search = {
+        search: dict[str, Any] = {
             "pipeline": "base",
             "space": self.space,
             "budget": self.budget.model_dump(exclude_none=True),

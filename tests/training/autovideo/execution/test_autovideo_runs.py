@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from infra.settings import Settings
+from training.autovideo.document import Document
 from training.autovideo.pipeline import PipelineRun
 from training.autovideo.values import Shards
 from training.core.registration import CHALLENGER, CHAMPION, Registry
@@ -141,7 +142,7 @@ def test_a_search_to_its_end_and_again(search_place: Settings, fovea: Call) -> N
     # What it leaves.
     workspace = root / "pipelines" / "searched"
     (best,) = workspace.glob("runs/*/autovideo_search/**/winner.yaml")
-    assert yaml.safe_load(best.read_text())["steps"] == found["winner"]["steps"]
+    assert Document.from_file(best).digest() == Document.from_dict(found["winner"]).digest()
     (leaderboard,) = workspace.glob("runs/*/autovideo_search/**/leaderboard.json")
     assert json.loads(leaderboard.read_text()) == board
     page = Path(found["page"]).read_text()
