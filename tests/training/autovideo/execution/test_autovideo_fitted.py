@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,6 @@ def test_loaded_it_answers_as_before_and_as_produce(saved: Path, fitted: FittedP
     assert np.array_equal(arrays.scores, again.scores)
     # One video by itself is scored as in a batch: from the very bytes that are in the shard.
     (tar,) = sorted(shards.folder.glob("*-test-*.tar"))
-    import tarfile
-
     for key, scores in list(zip(arrays.key, arrays.scores, strict=True))[:3]:
         with tarfile.open(tar) as opened:
             member = opened.extractfile(f"{key}.mp4")
@@ -254,7 +253,10 @@ def ensemble(short: Make, name: str, use: str, **settings: Any) -> dict[str, Any
 
 @pytest.mark.parametrize(
     ("use", "settings"),
-    [("ensembler/weighted", {"weights": [3.0, 1.0]}), ("ensembler/stacking", {})],
+    [
+        pytest.param("ensembler/weighted", {"weights": [3.0, 1.0]}, marks=pytest.mark.slow),
+        ("ensembler/stacking", {}),
+    ],
     ids=["weighted", "stacking"],
 )
 def test_an_ensemble_is_saved_with_its_members(
@@ -276,8 +278,6 @@ def test_an_ensemble_is_saved_with_its_members(
     shards = run.value("data")
     assert isinstance(shards, Shards)
     arrays = Predictions.load(both.files["test"])  # type: ignore[union-attr]
-    import tarfile
-
     (tar,) = sorted(shards.folder.glob("*-test-*.tar"))
     with tarfile.open(tar) as opened:
         member = opened.extractfile(f"{arrays.key[0]}.mp4")
