@@ -265,14 +265,31 @@ class AutoVideoSystem(System):
 def network_cost(recogniser: Recogniser, classes: int, frames: int, side: int, views: int = 1) -> tuple[float, int]:
     """Return GMAC per video and parameters, counted on the meta device: nothing is allocated.
 
+    What only the training knows (rates, steps) changes neither, so a search counts every network once.
+
     Raises:
         ConfigError: the network cannot be built, or cannot take such clips.
     """
+    recipe = set(RecogniserConfig.model_fields) - {"width"}
+    settings = recogniser.config.model_dump_json(exclude=recipe)
+    key = (type(recogniser), settings, classes, frames, side)
+    if key not in _COUNTED:
+        _COUNTED[key] = _count(recogniser, classes, frames, side)
+    macs, params = _COUNTED[key]
+    return views * macs / 1e9, params
+
+
+_COUNTED: dict[tuple[type[Recogniser], str, int, int, int], tuple[int, int]] = {}
+
+
+def _count(recogniser: Recogniser, classes: int, frames: int, side: int) -> tuple[int, int]:
     with torch.device("meta"):
         network = build_network(recogniser, classes)
     try:
         cast(Network, network).check_input(frames, side, side)
     except ValueError as error:
         raise ConfigError(f"{recogniser.id} cannot take the clips of this pipeline: {error}") from None
+    network.eval()
     view = torch.empty(1, 3, frames, side, side, device="meta")
-    return views * count_macs(network, view) / 1e9, count_params(network)
+    # As a function: a module would be copied first, and this one is nobody else's.
+    return count_macs(lambda clip: network(clip), view), count_params(network)
