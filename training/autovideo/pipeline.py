@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ from infra.locks import stage_lock
 from infra.settings import Settings
 from training.autovideo.document import Bound, Checked, Document
 from training.autovideo.plain import hint
-from training.autovideo.primitive import Input, Port
+from training.autovideo.primitive import Input
 from training.autovideo.records import read_values, value_digest, write_values
 from training.autovideo.resolve import step_key
 from training.autovideo.values import Context, Metrics, Predictions, Value
@@ -333,13 +333,6 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, path)
-
-
-def ports(values: Mapping[str, Value], port: Port) -> Iterator[tuple[str, Value]]:
-    """Yield the values of one type by name."""
-    for name, value in values.items():
-        if value.port is port:
-            yield name, value
 
 
 def as_json_text(run: PipelineRun) -> str:

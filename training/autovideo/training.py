@@ -6,7 +6,6 @@ every system: locks, checkpoints, resuming after a kill, MLflow, model folder.
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +129,3 @@ def merge_yaml(path: Path, values: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(yaml.safe_dump({**(old or {}), **values}, sort_keys=False, allow_unicode=True))
     os.replace(temporary, path)
-
-
-def at_step(context: Context, step: str, work: Path) -> Context:
-    """Return the context of another step."""
-    return replace(context, step=step, work=work)
