@@ -10,7 +10,6 @@ FittedPipeline.load(Path("my_model")).predict("clip.mp4")
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from training.autovideo.resolve import step_key
 from training.autovideo.values import Context, Metrics, Predictions, Value
 from training.core.config import ConfigError
 from training.core.failures import StageFailed
+from training.core.pages import write_text
 from training.core.stage import CODE_VERSION
 
 if TYPE_CHECKING:
@@ -330,9 +330,7 @@ def _empty(workspace: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def as_json_text(run: PipelineRun) -> str:

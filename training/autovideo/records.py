@@ -1,13 +1,13 @@
 """Values of a pipeline as JSON, so that a finished step is known again; what a value names must still be there."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from training.autovideo.use import Use
 from training.autovideo.values import Clips, Manifest, Metrics, Model, Predictions, Report, Shards, Value
+from training.core.pages import write_text
 
 KINDS: Mapping[str, type[Any]] = {
     kind.port.value: kind for kind in (Manifest, Shards, Clips, Model, Predictions, Metrics, Report)
@@ -76,9 +76,7 @@ def write_values(path: Path, values: Mapping[str, Value]) -> None:
     """Write a step's outputs, atomically, last of all that the step writes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({name: as_plain(value) for name, value in values.items()}, indent=1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    write_text(path, text + "\n")
 
 
 def read_values(path: Path) -> dict[str, Value] | None:

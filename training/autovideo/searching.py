@@ -1,5 +1,6 @@
 """Searches over pipelines: the stage's ask/tell object, and `AutoVideoSearch`, which runs all of it in a workspace."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from training.autovideo.shard_sets import num_samples, open_shards
 from training.autovideo.training import absolute_weights, counted, link, write_params
 from training.autovideo.values import Clips, Shards
 from training.core.config import ConfigError, validate
+from training.core.pages import write_text
 
 SEARCH, FOUND, FOUND_EVAL, REPORT = "autovideo_search", "autovideo_found", "autovideo_found_eval", "autovideo_report"
 
@@ -135,8 +137,6 @@ class AutoVideoSearch:
             ConfigError: see `make_search`; or the pipeline has no recogniser, or several.
             StageFailed: no trial could be trained.
         """
-        import json
-
         from training.core.run import run_stage
         from training.core.stage import StageRef
 
@@ -160,7 +160,7 @@ class AutoVideoSearch:
                     continue
                 run_stage(ref, own)
                 mark.parent.mkdir(parents=True, exist_ok=True)
-                mark.write_text(json.dumps({"identity": identity}))
+                write_text(mark, json.dumps({"identity": identity}))
         return self._result(own, refs, register)
 
     def _shards(self, project: Settings, dataset: str, executor: Executor, resume: bool) -> Shards:
@@ -206,8 +206,6 @@ class AutoVideoSearch:
         }
 
     def _result(self, own: Settings, refs: list[Any], register: bool) -> SearchResult:
-        import json
-
         from training.core.stage import paths_of
         from training.registry import all_stages
 

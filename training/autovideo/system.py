@@ -181,8 +181,7 @@ class AutoVideoSystem(System):
 
         if not isinstance(self.net, SegmentNet):
             raise ConfigError(f"policy `tsn` is for tsn and tsm, not for {self._name}: write `policy: uniform`")
-        groups = {name: [p for p in group if p.requires_grad] for name, group in tsn_groups(self.net).items()}
-        return {name: group for name, group in groups.items() if group}
+        return tsn_groups(self.net)
 
     @override
     def optim_configs(self, config: OptimConfig) -> dict[str, OptimConfig]:
@@ -194,8 +193,9 @@ class AutoVideoSystem(System):
     def undecayed(self) -> Iterable[nn.Parameter]:
         if self._settings.policy == "uniform":
             return ()
-        kept = ("first_conv_bias", "normal_bias", "norm")
-        return [p for name, group in self.parameter_groups().items() if name in kept for p in group]
+        from training.backbones.segment_nets import TSN_UNDECAYED
+
+        return [p for name, group in self.parameter_groups().items() if name in TSN_UNDECAYED for p in group]
 
     # --- batches ------------------------------------------------------------------------------
 

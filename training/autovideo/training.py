@@ -17,8 +17,9 @@ from training.autovideo.plan import STAGE, learners, stage_values
 from training.autovideo.recognisers import Recogniser
 from training.autovideo.shard_sets import num_samples
 from training.autovideo.values import Clips, Context, Model, Shards, Value
-from training.core.checkpoint import model_digest, read_model_info
+from training.core.checkpoint import model_digest
 from training.core.config import ConfigError
+from training.core.pages import write_text
 from training.core.run import run_stage
 from training.core.stage import StageRef, paths_of
 
@@ -67,8 +68,7 @@ def model_of(folder: Path, shards: Shards | None) -> Model:
     from training.core.checkpoint import load_model
 
     loaded = load_model(folder)
-    stage: str = read_model_info(folder)["stage"]
-    return Model(folder, stage, model_digest(folder), shards, loaded.system.cost()["main"].gmac)
+    return Model(folder, loaded.stage, model_digest(folder), shards, loaded.system.cost()["main"].gmac)
 
 
 def counted(document: Document, num_train: int) -> Document:
@@ -126,6 +126,4 @@ def merge_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Set keys of a YAML file at its top level, atomically; the file is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     old = yaml.safe_load(path.read_text()) if path.exists() else None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(yaml.safe_dump({**(old or {}), **values}, sort_keys=False, allow_unicode=True))
-    os.replace(temporary, path)
+    write_text(path, yaml.safe_dump({**(old or {}), **values}, sort_keys=False, allow_unicode=True))
